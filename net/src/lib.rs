@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Bytes, sockets and cores of a GridKV node.
+//!
+//! Everything between a byte on a wire and a call into the engine: the RESP codec, the per-connection session, the
+//! per-core socket ring, and the batches of frames that cores exchange. Nothing here knows an executor: the driver in
+//! the facade crate calls these parts, so each can be tested, fuzzed and measured alone.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`frame`] | how a request or reply between cores is laid out, read in place |
+//! | [`mesh`] | lanes between cores, their bounds and their back-pressure |
+//! | [`signal`] | when a sleeping core is woken |
+
+pub mod frame;
+pub mod mesh;
+pub mod signal;
