@@ -9,7 +9,9 @@
 //! | [`frame`] | how a request or reply between cores is laid out, read in place |
 //! | [`mesh`] | lanes between cores, their bounds and their back-pressure |
 //! | [`signal`] | when a sleeping core is woken |
+//! | [`sleeper`] | how a core waits, and what ends the wait |
 
 pub mod frame;
 pub mod mesh;
 pub mod signal;
+pub mod sleeper;
