@@ -8,10 +8,12 @@
 //! |---|---|
 //! | [`frame`] | how a request or reply between cores is laid out, read in place |
 //! | [`mesh`] | lanes between cores, their bounds and their back-pressure |
+//! | [`ring`] | the sockets of one core: accept, receive, send, close, in one system call per turn |
 //! | [`signal`] | when a sleeping core is woken |
 //! | [`sleeper`] | how a core waits, and what ends the wait |
 
 pub mod frame;
 pub mod mesh;
+pub mod ring;
 pub mod signal;
 pub mod sleeper;
