@@ -1,11 +1,11 @@
-//! How a core sleeps: one eventfd that everybody writes who may wake it, read through the executor.
+//! How a core sleeps: on the eventfds that those write who may wake it, read through the executor.
 //!
 //! A core's turn loop is a task of a glommio executor. When it has nothing to do it awaits [`Sleeper::sleep`], the
 //! executor finds no runnable task and parks in the kernel. Three things end the sleep: a sibling or a foreign thread
-//! ([`crate::signal::Signal`] writes the eventfd), a socket (the ring signals the same eventfd), or another task of the
-//! same executor ([`Sleeper::kick`], no system call).
+//! ([`crate::signal::Signal`] writes its eventfd), a socket (the kernel writes the ring's), or another task of the same
+//! executor ([`Sleeper::kick`], no system call).
 //!
-//! The read stays under way across kicks: glommio offers no cancellation that would be cheaper than leaving it.
+//! The reads stay under way across sleeps: glommio offers no cancellation that would be cheaper than leaving them.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -18,22 +18,31 @@ use glommio::io::BufferedFile;
 
 type Reading = Pin<Box<dyn Future<Output = ()>>>;
 
+struct Place {
+    file: Rc<BufferedFile>,
+    reading: Option<Reading>,
+}
+
 /// The sleeping place of one core. Lives on the core's executor.
 pub struct Sleeper {
-    file: Rc<BufferedFile>,
-    reading: RefCell<Option<Reading>>,
+    places: RefCell<Vec<Place>>,
     kicked: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Sleeper {
-    /// Sleeps on `eventfd`. Must be called inside the core's executor.
-    pub fn new(eventfd: OwnedFd) -> Sleeper {
-        let fd = eventfd.into_raw_fd();
-        // SAFETY: the descriptor was owned and is given up here, so the file is its only owner; it stays open until the
-        // file is dropped. An eventfd is read with plain reads of eight bytes, whatever the offset.
-        let file = unsafe { BufferedFile::from_raw_fd(fd) };
-        Sleeper { file: Rc::new(file), reading: RefCell::new(None), kicked: Cell::new(false), waker: RefCell::new(None) }
+    /// Sleeps on `eventfds`, all made in blocking mode. Must be called inside the core's executor.
+    pub fn new(eventfds: Vec<OwnedFd>) -> Sleeper {
+        let places = eventfds
+            .into_iter()
+            .map(|eventfd| {
+                // SAFETY: the descriptor was owned and is given up here, so the file is its only owner; it stays open
+                // until the file is dropped. An eventfd is read with plain reads of eight bytes, whatever the offset.
+                let file = unsafe { BufferedFile::from_raw_fd(eventfd.into_raw_fd()) };
+                Place { file: Rc::new(file), reading: None }
+            })
+            .collect();
+        Sleeper { places: RefCell::new(places), kicked: Cell::new(false), waker: RefCell::new(None) }
     }
 
     /// Ends the current or the next sleep. For tasks of the same executor.
@@ -45,7 +54,7 @@ impl Sleeper {
         }
     }
 
-    /// Sleeps until the eventfd is written or [`Sleeper::kick`] is called. May end early.
+    /// Sleeps until an eventfd is written or [`Sleeper::kick`] is called. May end early.
     pub async fn sleep(&self) {
         Sleep { place: self }.await;
     }
@@ -63,19 +72,23 @@ impl Future for Sleep<'_> {
         if place.kicked.replace(false) {
             return Poll::Ready(());
         }
-        let mut reading = place.reading.borrow_mut();
-        let future = reading.get_or_insert_with(|| {
-            let file = place.file.clone();
-            Box::pin(async move {
-                // A failing read would end every sleep at once: the core then polls, which is correct and loud in `top`.
-                let _ = file.read_at(0, 8).await;
-            })
-        });
-        if future.as_mut().poll(cx).is_ready() {
-            *reading = None;
+        let mut woken = false;
+        for Place { file, reading } in place.places.borrow_mut().iter_mut() {
+            let future = reading.get_or_insert_with(|| {
+                let file = file.clone();
+                Box::pin(async move {
+                    // A failing read would end every sleep at once: the core then polls, which is correct and loud in `top`.
+                    let _ = file.read_at(0, 8).await;
+                })
+            });
+            if future.as_mut().poll(cx).is_ready() {
+                *reading = None;
+                woken = true;
+            }
+        }
+        if woken {
             return Poll::Ready(());
         }
-        drop(reading);
         *place.waker.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
@@ -106,7 +119,7 @@ mod tests {
         let core = LocalExecutorBuilder::new(Placement::Unbound)
             .io_memory(64 << 10)
             .spawn(move || async move {
-                let sleeper = Rc::new(Sleeper::new(fd));
+                let sleeper = Rc::new(Sleeper::new(vec![fd]));
                 for _ in 0..100 {
                     signal.announce_sleep();
                     sleeper.sleep().await;
