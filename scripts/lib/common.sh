@@ -28,12 +28,15 @@ version_at_least() {
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
+# port_taken PORT: does somebody listen there?
+port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
 # A port that nobody listens on at this moment. Bash can only ask by connecting: refused means free.
 free_port() {
     local port
     for _ in $(seq 1 100); do
         port=$((20000 + RANDOM % 30000))
-        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+        if ! port_taken "$port"; then
             say "$port"
             return 0
         fi
@@ -66,4 +69,11 @@ http_ok() {
             IFS= read -r -t 2 status <&3
     } 3<>"/dev/tcp/127.0.0.1/$1" 2>/dev/null || return 1
     [[ $status == *" 200 "* ]]
+}
+
+# cores_up_to N: how many cores to give a node, N or what this process may use.
+cores_up_to() {
+    local here
+    here=$(nproc)
+    say $((here < $1 ? here : $1))
 }
