@@ -16,7 +16,8 @@ use support::{Node, root};
 
 /// Runs a program to its end; a failure shows all that it printed.
 fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}; scripts/test installs it"));
+    let output =
+        command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}; scripts/test installs it"));
     checked(command, output)
 }
 
@@ -93,7 +94,9 @@ fn redis_cli_walks_and_loads_in_bulk() {
     let mut child = load.spawn().expect("redis-cli runs; scripts/test installs it");
     let mut input = child.stdin.take().expect("a pipe");
     for n in 0..20_000 {
-        input.write_all(&support::resp::encode(&["SET".into(), format!("key:{n}"), format!("{n:x>200}")])).expect("it reads");
+        input
+            .write_all(&support::resp::encode(&["SET".into(), format!("key:{n}"), format!("{n:x>200}")]))
+            .expect("it reads");
     }
     drop(input);
     let text = checked(&load, child.wait_with_output().expect("redis-cli ends"));
@@ -112,7 +115,12 @@ fn redis_cli_walks_and_loads_in_bulk() {
 fn redis_benchmark() {
     let node = Node::with_cores(2);
     let port = node.resp.port().to_string();
-    for options in [&["-c", "20"][..], &["-c", "50", "-P", "16"], &["-c", "20", "-P", "64", "-r", "10000", "-d", "300"], &["--threads", "2", "-3"]] {
+    for options in [
+        &["-c", "20"][..],
+        &["-c", "50", "-P", "16"],
+        &["-c", "20", "-P", "64", "-r", "10000", "-d", "300"],
+        &["--threads", "2", "-3"],
+    ] {
         let mut command = Command::new("redis-benchmark");
         command.args(["-p", &port, "-n", "20000", "--csv", "-t", "ping,set,get,incr,mset"]).args(options);
         let text = run(&mut command);

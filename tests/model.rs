@@ -263,7 +263,8 @@ impl Model {
                 if !self.held.contains_key(key) {
                     return Reply::Integer(if wanted { -1 } else { 0 });
                 }
-                let (start, end) = (if text.len() > 3 { integer(3) } else { 0 }, if text.len() > 4 { integer(4) } else { -1 });
+                let (start, end) =
+                    (if text.len() > 3 { integer(3) } else { 0 }, if text.len() > 4 { integer(4) } else { -1 });
                 let Some((start, end)) = clamped(start, end, value.len()) else { return Reply::Integer(-1) };
                 match Model::bits(value, start * 8, end * 8 + 7).position(|on| on == wanted) {
                     Some(at) => Reply::Integer((start * 8 + at) as i64),
@@ -349,9 +350,44 @@ fn command(chance: &mut Chance, tag: Option<u64>) -> Vec<Vec<u8>> {
     };
     let mut words: Vec<Vec<u8>> = Vec::new();
     let name = *chance.pick(&[
-        "SET", "SET", "SET", "SET", "GET", "GET", "GET", "GETSET", "GETDEL", "GETEX", "SETNX", "MGET", "MSET", "MSETNX", "APPEND",
-        "STRLEN", "GETRANGE", "SETRANGE", "INCR", "DECR", "INCRBY", "DECRBY", "SETBIT", "GETBIT", "BITCOUNT", "BITPOS", "DEL", "UNLINK",
-        "EXISTS", "TOUCH", "TYPE", "PEXPIREAT", "PEXPIRETIME", "PERSIST", "RENAME", "RENAMENX", "COPY", "ECHO",
+        "SET",
+        "SET",
+        "SET",
+        "SET",
+        "GET",
+        "GET",
+        "GET",
+        "GETSET",
+        "GETDEL",
+        "GETEX",
+        "SETNX",
+        "MGET",
+        "MSET",
+        "MSETNX",
+        "APPEND",
+        "STRLEN",
+        "GETRANGE",
+        "SETRANGE",
+        "INCR",
+        "DECR",
+        "INCRBY",
+        "DECRBY",
+        "SETBIT",
+        "GETBIT",
+        "BITCOUNT",
+        "BITPOS",
+        "DEL",
+        "UNLINK",
+        "EXISTS",
+        "TOUCH",
+        "TYPE",
+        "PEXPIREAT",
+        "PEXPIRETIME",
+        "PERSIST",
+        "RENAME",
+        "RENAMENX",
+        "COPY",
+        "ECHO",
     ]);
     words.push(name.into());
     match name {
@@ -395,10 +431,16 @@ fn command(chance: &mut Chance, tag: Option<u64>) -> Vec<Vec<u8>> {
                 words.extend([tagged(chance, tag), value(chance)]);
             }
         }
-        "GETRANGE" => words.extend([a_key(chance), chance.between(-40, 40).to_string().into(), chance.between(-40, 40).to_string().into()]),
+        "GETRANGE" => words.extend([
+            a_key(chance),
+            chance.between(-40, 40).to_string().into(),
+            chance.between(-40, 40).to_string().into(),
+        ]),
         "SETRANGE" => words.extend([a_key(chance), chance.between(0, 60).to_string().into(), value(chance)]),
         "INCRBY" | "DECRBY" => words.extend([a_key(chance), chance.between(-1000, 1000).to_string().into()]),
-        "SETBIT" => words.extend([a_key(chance), chance.between(0, 400).to_string().into(), chance.below(2).to_string().into()]),
+        "SETBIT" => {
+            words.extend([a_key(chance), chance.between(0, 400).to_string().into(), chance.below(2).to_string().into()])
+        }
         "GETBIT" => words.extend([a_key(chance), chance.between(0, 400).to_string().into()]),
         "BITCOUNT" => {
             words.push(a_key(chance));
@@ -533,7 +575,11 @@ fn agree(seed: u64, nodes: &[(&str, Node)]) {
                     "seed {seed}, {name}, command {}: {}\n  the model says {expected:?}\n  the node says  {reply:?}\n  before it: {}",
                     done + index,
                     show(&commands[index]),
-                    commands[index.saturating_sub(4)..index].iter().map(|words| show(words)).collect::<Vec<_>>().join(" | "),
+                    commands[index.saturating_sub(4)..index]
+                        .iter()
+                        .map(|words| show(words))
+                        .collect::<Vec<_>>()
+                        .join(" | "),
                 );
             }
         }
@@ -616,7 +662,11 @@ fn the_model_agrees_with_redis() {
             let (commands, expected) = batch(&mut chance, &mut model);
             for (index, (reply, expected)) in client.pipeline(&commands).into_iter().zip(&expected).enumerate() {
                 let reply = if commands[index][0] == b"KEYS" { sorted(reply) } else { reply };
-                assert!(reply == *expected, "seed {seed}: {}\n  the model says {expected:?}\n  Redis says     {reply:?}", show(&commands[index]));
+                assert!(
+                    reply == *expected,
+                    "seed {seed}: {}\n  the model says {expected:?}\n  Redis says     {reply:?}",
+                    show(&commands[index])
+                );
             }
         }
     }

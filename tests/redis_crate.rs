@@ -26,7 +26,8 @@ fn strings_numbers_and_expiry() -> RedisResult<()> {
         assert_eq!(c.get::<_, Option<String>>("absent")?, None);
         assert!(!c.set_nx::<_, _, bool>("k", "w")?);
 
-        let options = SetOptions::default().conditional_set(ExistenceCheck::XX).with_expiration(SetExpiry::EX(100)).get(true);
+        let options =
+            SetOptions::default().conditional_set(ExistenceCheck::XX).with_expiration(SetExpiry::EX(100)).get(true);
         assert_eq!(c.set_options::<_, _, Option<String>>("k", "x", options)?, Some("v".into()));
         assert!((98..=100).contains(&c.ttl::<_, i64>("k")?));
         assert!(c.persist::<_, bool>("k")?);
@@ -76,7 +77,8 @@ fn pipelines_and_transactions() -> RedisResult<()> {
     }
     assert_eq!(pipeline.query::<Vec<i64>>(&mut c)?, (0..1000).collect::<Vec<i64>>());
 
-    let answer: (i64, i64, String) = redis::pipe().atomic().incr("{t}a", 5).incr("{t}a", 5).get("{t}a").query(&mut c)?;
+    let answer: (i64, i64, String) =
+        redis::pipe().atomic().incr("{t}a", 5).incr("{t}a", 5).get("{t}a").query(&mut c)?;
     assert_eq!(answer, (5, 10, "10".into()));
     Ok(())
 }
@@ -115,7 +117,10 @@ fn errors_keep_their_kind() -> RedisResult<()> {
     let error = c.incr::<_, _, i64>("word", 1).expect_err("abc is no number");
     assert_eq!(error.code(), Some("ERR"));
     assert_eq!(error.detail(), Some("value is not an integer or out of range"));
-    let error = redis::cmd("MSETNX").arg(&["a", "1", "b", "2", "c", "3", "d", "4"]).query::<i64>(&mut c).expect_err("four shards");
+    let error = redis::cmd("MSETNX")
+        .arg(&["a", "1", "b", "2", "c", "3", "d", "4"])
+        .query::<i64>(&mut c)
+        .expect_err("four shards");
     assert_eq!(error.code(), Some("CROSSSLOT"));
     Ok(())
 }

@@ -270,9 +270,7 @@ fn a_client_that_never_reads_costs_bounded_memory() {
     assert!(grown < 512 * MIB, "grew by {} MiB for 8 clients that never read", grown / MIB);
     node.assert_well();
     drop(lazy);
-    until("the memory of closed connections comes back", || {
-        (node.resident_bytes() < before + 256 * MIB).then_some(())
-    });
+    until("the memory of closed connections comes back", || (node.resident_bytes() < before + 256 * MIB).then_some(()));
 }
 
 /// A client that reads late gets everything, in order.
@@ -288,7 +286,9 @@ fn a_client_that_reads_late_gets_every_reply_in_order() {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for n in 0..ASKED {
-                sender.write_all(&encode(&["GET".to_owned(), format!("k{}", n % 50)])).expect("the node takes requests again");
+                sender
+                    .write_all(&encode(&["GET".to_owned(), format!("k{}", n % 50)]))
+                    .expect("the node takes requests again");
             }
         });
         // Only now does the client start to read; most requests wait in the node or in the sockets.
@@ -310,7 +310,8 @@ fn a_pipeline_of_a_hundred_thousand_is_answered_in_order() {
     let mut sender = client.socket().try_clone().expect("a second handle");
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let bytes: Vec<u8> = (0..COUNT).flat_map(|n| encode(&["INCRBY".to_owned(), format!("k{}", n % 997), "1".into()])).collect();
+            let bytes: Vec<u8> =
+                (0..COUNT).flat_map(|n| encode(&["INCRBY".to_owned(), format!("k{}", n % 997), "1".into()])).collect();
             sender.write_all(&bytes).expect("the node takes it");
         });
         for n in 0..COUNT {
@@ -429,7 +430,10 @@ fn connections_beyond_the_limit_are_told_so() {
 /// Beyond `maxmemory` writes are refused with Redis's text, reads and deletes go on, and room that is made is used.
 #[test]
 fn maxmemory_is_enforced() {
-    let mut node = Node::start(&["--cores", "2", "--maxmemory", "32mb"].map(|word| if word == "2" && support::cpus() < 2 { "1" } else { word }));
+    let mut node = Node::start(
+        &["--cores", "2", "--maxmemory", "32mb"]
+            .map(|word| if word == "2" && support::cpus() < 2 { "1" } else { word }),
+    );
     let mut client = node.connect();
     let value = vec![b'v'; 10_000];
     let mut refused = 0;
@@ -454,7 +458,9 @@ fn maxmemory_is_enforced() {
     for key in &stored {
         assert_eq!(client.call(&["DEL", key]), Reply::Integer(1));
     }
-    until("room that was made can be used", || (!client.call(&[b"SET".as_slice(), b"again", &value]).is_error()).then_some(()));
+    until("room that was made can be used", || {
+        (!client.call(&[b"SET".as_slice(), b"again", &value]).is_error()).then_some(())
+    });
     node.assert_well();
 }
 
@@ -492,7 +498,13 @@ fn the_metrics_page_counts_what_was_done() {
 #[test]
 fn noise_on_the_http_port_hurts_nobody() {
     let mut node = Node::with_cores(1);
-    for bytes in [&b"\0\xff\r\n\r\n"[..], b"GET", b"GET /metrics", b"POST /metrics HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", &[b'a'; 200_000]] {
+    for bytes in [
+        &b"\0\xff\r\n\r\n"[..],
+        b"GET",
+        b"GET /metrics",
+        b"POST /metrics HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+        &[b'a'; 200_000],
+    ] {
         let mut stream = TcpStream::connect(node.http).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("an option of a socket");
         let _ = stream.write_all(bytes);
@@ -523,7 +535,8 @@ fn a_flood_does_not_starve_others() {
         for _ in 0..2 {
             let (stop, mut client) = (&stop, node.connect());
             scope.spawn(move || {
-                let commands: Vec<Vec<Vec<u8>>> = (0..1_000).map(|n| vec![b"GET".to_vec(), format!("k{n}").into_bytes()]).collect();
+                let commands: Vec<Vec<Vec<u8>>> =
+                    (0..1_000).map(|n| vec![b"GET".to_vec(), format!("k{n}").into_bytes()]).collect();
                 while !stop.load(Ordering::Relaxed) {
                     client.pipeline(&commands);
                 }
