@@ -160,7 +160,7 @@ pub struct RingCounters {
     pub completions: u64,
     /// Connections accepted, those over the limit included.
     pub accepted: u64,
-    /// Connections closed unseen because even the places for refusals were taken.
+    /// Connections closed unseen: even the places for refusals were taken, or the peer had reset already.
     pub dropped: u64,
     /// Failed accepts.
     pub accept_errors: u64,
@@ -672,7 +672,10 @@ impl Inner {
             return;
         }
         // A peer that is gone already has no address.
-        let Some(peer) = SockRef::from(&fd).peer_addr().ok().and_then(|peer| peer.as_socket()) else { return };
+        let Some(peer) = SockRef::from(&fd).peer_addr().ok().and_then(|peer| peer.as_socket()) else {
+            self.counters.dropped += 1;
+            return;
+        };
         let over_limit = live >= self.max_connections as usize;
         let conn = self.places.take(fd, Phase::Open);
         self.places.get_mut(conn).expect("just taken").reading = !over_limit;
