@@ -44,7 +44,6 @@ UNITS = {
     "unit/introspection-2": 120,
     "unit/slowlog": 60,
     "unit/latency-monitor": 60,
-    "unit/lazyfree": 60,
     "unit/other": 120,
 }
 
