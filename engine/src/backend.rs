@@ -1,0 +1,302 @@
+//! Where entries are stored: one trait, a registry by name, and the two backends in memory.
+//!
+//! A backend stores entries and finds them; it knows nothing of clocks, expiry, versions or limits: that is the
+//! [`crate::store::Store`]'s. There is one instance per core and it is never shared, so it needs no lock.
+//!
+//! | name | here |
+//! |---|---|
+//! | `memory-sharded` (default) | a table per shard: a shard is dropped or walked without touching others |
+//! | `memory` | one table per core: the simplest |
+//!
+//! An embedder adds his own with [`Registry::register`] and runs [`conformance::run`] on it.
+
+pub mod conformance;
+
+use std::ops::Range;
+
+use crate::hash::{KeyHash, Keyspace, ShardId};
+use crate::record::{Entry, Meta, Record};
+use crate::table::Table;
+
+/// A backend could not do what it was asked; its state is as before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("storage backend: {0}")]
+pub struct BackendError(pub String);
+
+/// What a backend is made for.
+#[derive(Clone, Debug)]
+pub struct BackendConfig {
+    /// How keys map to shards.
+    pub keyspace: Keyspace,
+    /// The shards of this core; others are never asked for.
+    pub owned: Range<u16>,
+}
+
+/// What an entry was that is replaced or removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Old {
+    /// Its description.
+    pub meta: Meta,
+    /// Length of its value.
+    pub value_len: usize,
+}
+
+/// Entry storage of one core. Object safe.
+///
+/// `hash` is always [`Keyspace::locate`] of `key`, and `shard` its shard; callers guarantee it.
+pub trait Backend {
+    /// The entry under `key`.
+    fn get(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>>;
+
+    /// Writes the entry under `key`, replacing what was there; what that was.
+    ///
+    /// # Errors
+    /// When the medium fails; nothing was changed.
+    fn put(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        value: &[u8],
+        meta: Meta,
+    ) -> Result<Option<Old>, BackendError>;
+
+    /// Changes the description of an existing entry; what it was, `None` when there is no entry.
+    ///
+    /// # Errors
+    /// As [`Backend::put`].
+    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError>;
+
+    /// The value of an existing entry, for changing its bytes (not its length) in place, with the new description
+    /// already written. `None` when there is no such entry of that length or the backend cannot; the caller then reads
+    /// and puts.
+    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]>;
+
+    /// Removes the entry under `key`; what it was.
+    ///
+    /// # Errors
+    /// As [`Backend::put`].
+    fn remove(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError>;
+
+    /// Calls `look` with the shard's entries in hash order from position `from` on: at least `limit` unless the shard
+    /// ends, more only to keep equal hashes together. The position to go on from; `None` at the shard's end.
+    fn visit(
+        &mut self,
+        shard: ShardId,
+        from: KeyHash,
+        limit: usize,
+        look: &mut dyn FnMut(KeyHash, Entry<'_>),
+    ) -> Option<KeyHash>;
+
+    /// Number of entries, tombstones included.
+    fn len(&self) -> usize;
+
+    /// Whether there is no entry.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of memory in use, allocation rounding included. Called for each write: must be cheap.
+    fn memory_bytes(&self) -> usize;
+
+    /// Drops all entries of a shard.
+    ///
+    /// # Errors
+    /// As [`Backend::put`].
+    fn clear(&mut self, shard: ShardId) -> Result<(), BackendError>;
+}
+
+/// Makes a backend; called once on each core.
+pub type MakeBackend = fn(&BackendConfig) -> Result<Box<dyn Backend>, BackendError>;
+
+/// Backends by name.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    known: Vec<(String, MakeBackend)>,
+}
+
+/// Name of the default backend.
+pub const DEFAULT_BACKEND: &str = "memory-sharded";
+
+impl Default for Registry {
+    fn default() -> Registry {
+        let mut registry = Registry { known: Vec::new() };
+        registry.register(DEFAULT_BACKEND, |config| Ok(Box::new(InMemory::sharded(config))));
+        registry.register("memory", |config| Ok(Box::new(InMemory::single(config))));
+        registry
+    }
+}
+
+impl Registry {
+    /// Adds a backend, replacing one of the same name.
+    pub fn register(&mut self, name: &str, make: MakeBackend) {
+        self.known.retain(|(known, _)| known != name);
+        self.known.push((name.to_owned(), make));
+    }
+
+    /// The names, in order of registration.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Makes the backend of that name.
+    ///
+    /// # Errors
+    /// When the name is unknown (the error lists those that are), or the backend cannot start.
+    pub fn make(&self, name: &str, config: &BackendConfig) -> Result<Box<dyn Backend>, BackendError> {
+        match self.known.iter().find(|(known, _)| known == name) {
+            Some((_, make)) => make(config),
+            None => {
+                let names: Vec<_> = self.names().collect();
+                Err(BackendError(format!("'{name}' is unknown; there are {}", names.join(", "))))
+            }
+        }
+    }
+}
+
+/// `memory-sharded` and `memory`: tables of owned records.
+#[derive(Debug)]
+struct InMemory {
+    keyspace: Keyspace,
+    first: u16,
+    /// One per owned shard, or one for all.
+    tables: Vec<Table>,
+    records_bytes: usize,
+    tables_bytes: usize,
+}
+
+impl InMemory {
+    fn sharded(config: &BackendConfig) -> InMemory {
+        let space = config.keyspace;
+        let table = |shard| Table::new(space, space.shards.bits(), space.start_of(ShardId(shard)));
+        InMemory::new(config, config.owned.clone().map(table).collect())
+    }
+
+    fn single(config: &BackendConfig) -> InMemory {
+        InMemory::new(config, vec![Table::new(config.keyspace, 0, KeyHash(0))])
+    }
+
+    fn new(config: &BackendConfig, tables: Vec<Table>) -> InMemory {
+        let tables_bytes = tables.iter().map(Table::memory_bytes).sum();
+        InMemory { keyspace: config.keyspace, first: config.owned.start, tables, records_bytes: 0, tables_bytes }
+    }
+
+    #[inline]
+    fn table(&mut self, shard: ShardId) -> &mut Table {
+        let at = if self.tables.len() == 1 { 0 } else { usize::from(shard.0 - self.first) };
+        &mut self.tables[at]
+    }
+}
+
+fn old(record: &Record) -> Old {
+    let entry = record.entry();
+    Old { meta: entry.meta(), value_len: entry.value.len() }
+}
+
+impl Backend for InMemory {
+    #[inline]
+    fn get(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
+        self.table(shard).get(hash, key).map(Record::entry)
+    }
+
+    #[inline]
+    fn put(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        value: &[u8],
+        meta: Meta,
+    ) -> Result<Option<Old>, BackendError> {
+        let table = self.table(shard);
+        if let Some(record) = table.get_mut(hash, key) {
+            let before = old(record);
+            if !record.overwrite(value, meta) {
+                let new = Record::new(key, value, meta);
+                let grown = new.footprint();
+                let shrunk = record.footprint();
+                *record = new;
+                self.records_bytes = self.records_bytes + grown - shrunk;
+            }
+            return Ok(Some(before));
+        }
+        let record = Record::new(key, value, meta);
+        let grown = record.footprint();
+        let before = table.memory_bytes();
+        table.insert(hash, record);
+        let after = table.memory_bytes();
+        self.records_bytes += grown;
+        self.tables_bytes = self.tables_bytes + after - before;
+        Ok(None)
+    }
+
+    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError> {
+        let Some(record) = self.table(shard).get_mut(hash, key) else { return Ok(None) };
+        let before = record.entry().meta();
+        if !record.set_meta(meta) {
+            let shrunk = record.footprint();
+            let new = Record::new(key, record.entry().value, meta);
+            let grown = new.footprint();
+            *record = new;
+            self.records_bytes = self.records_bytes + grown - shrunk;
+        }
+        Ok(Some(before))
+    }
+
+    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
+        let record = self.table(shard).get_mut(hash, key)?;
+        (record.entry().value.len() == len && record.set_meta(meta)).then(|| record.value_mut())
+    }
+
+    fn remove(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
+        let Some(record) = self.table(shard).remove(hash, key) else { return Ok(None) };
+        self.records_bytes -= record.footprint();
+        Ok(Some(old(&record)))
+    }
+
+    fn visit(
+        &mut self,
+        shard: ShardId,
+        from: KeyHash,
+        limit: usize,
+        look: &mut dyn FnMut(KeyHash, Entry<'_>),
+    ) -> Option<KeyHash> {
+        let space = self.keyspace;
+        let from = from.max(space.start_of(shard));
+        let next = self.table(shard).visit(from, limit, &mut |hash, record| {
+            // A table of all shards walks on into the next one.
+            if space.shard(hash) == shard {
+                look(hash, record.entry());
+            }
+        })?;
+        (space.shard(next) == shard).then_some(next)
+    }
+
+    fn len(&self) -> usize {
+        self.tables.iter().map(Table::len).sum()
+    }
+
+    #[inline]
+    fn memory_bytes(&self) -> usize {
+        self.records_bytes + self.tables_bytes
+    }
+
+    fn clear(&mut self, shard: ShardId) -> Result<(), BackendError> {
+        if self.tables.len() == 1 {
+            let mut keys = Vec::new();
+            self.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| keys.push((hash, entry.key.to_vec())));
+            for (hash, key) in keys {
+                self.remove(shard, hash, &key)?;
+            }
+            return Ok(());
+        }
+        let table = self.table(shard);
+        let records: usize = table.records().map(Record::footprint).sum();
+        let tables = table.memory_bytes();
+        table.clear();
+        let left = table.memory_bytes();
+        self.records_bytes -= records;
+        self.tables_bytes = self.tables_bytes + left - tables;
+        Ok(())
+    }
+}
