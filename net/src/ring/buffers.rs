@@ -3,7 +3,7 @@
 //! ```text
 //!   entries   [ bid 3 | bid 0 | bid 1 | bid 2 ]   we append at the tail, the kernel takes at its head
 //!                        │
-//!   memory    ▓▓▓▓▓▓▓▓▓ bid 0 ░ bid 1 ░ bid 2 ░ bid 3      ░ a gap, so that starts differ in their cache set
+//!   memory    bid 0 │ bid 1 │ bid 2 │ bid 3
 //! ```
 //!
 //! Contract: a buffer is in exactly one place: in the ring (the kernel's), in a completion not yet reaped (nobody
@@ -11,7 +11,7 @@
 //! freed only through [`Buffers::free`], which the ring calls once the kernel is done with every operation; dropping
 //! the value without that call leaks them, which is safe.
 //!
-//! Locked memory: only the entries are pinned (16 bytes each), the buffers themselves are ordinary memory.
+//! Locked memory: only the entries are pinned (16 bytes each); the buffers themselves are ordinary memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -19,9 +19,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-/// Bytes between two buffers: an odd number of cache lines, so that the buffers' first lines spread over all cache sets
-/// instead of crowding the few that a power-of-two distance would give them.
-const GAP: usize = 64;
 /// The kernel wants the entries to start on a page.
 const PAGE: usize = 4096;
 
@@ -93,7 +90,7 @@ impl Buffers {
 
     fn start(&self, bid: u16) -> *mut u8 {
         // SAFETY: `bid` is below `count`, so the offset stays inside the allocation.
-        unsafe { self.memory.as_ptr().add(bid as usize * stride(self.len)) }
+        unsafe { self.memory.as_ptr().add(bid as usize * self.len as usize) }
     }
 
     /// Gives the memory back to the allocator.
@@ -132,16 +129,12 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn stride(len: u32) -> usize {
-    (len as usize).next_multiple_of(128) + GAP
-}
-
 fn entries_layout(count: u16) -> Layout {
     Layout::from_size_align(count as usize * size_of::<BufRingEntry>(), PAGE).expect("at most 2^15 entries of 16 bytes")
 }
 
 fn memory_layout(count: u16, len: u32) -> Layout {
-    Layout::from_size_align(count as usize * stride(len), PAGE).expect("the configuration bounds the buffers' bytes")
+    Layout::from_size_align(count as usize * len as usize, PAGE).expect("the configuration bounds the buffers' bytes")
 }
 
 #[cfg(test)]

@@ -36,9 +36,10 @@
 //!
 //! Not here: what the bytes mean (`resp`, `session`), who runs when (the driver), timeouts of connections.
 //!
-//! Why the details are as they are: `SINGLE_ISSUER` and `DEFER_TASKRUN` keep the kernel from interrupting the core; the
-//! send's completion is not suppressed because it returns the buffer; zero-copy sends cost more than copying at the size
-//! of replies.
+//! Why the details are as they are: `SINGLE_ISSUER` and `DEFER_TASKRUN` keep the kernel from interrupting the core. The
+//! send's completion is not suppressed, because it brings the buffer back. Zero-copy sends cost more than copying at the
+//! size of replies. Tried and left out, since an echo of small messages gained nothing beyond the noise of ±3 %: direct
+//! descriptors, bundled receives, gaps between the buffers. The kernel's TCP takes nearly all of the time.
 
 mod buffers;
 mod conn;
@@ -68,6 +69,9 @@ use conn::{MAX_PLACES, Phase, Places, Recv};
 use kernel::Kernel;
 
 /// How large a ring is.
+///
+/// Locked memory (`ulimit -l`, counted over all processes of a user without `CAP_IPC_LOCK`): about 128 bytes per entry
+/// and 16 per buffer, 140 KiB by default. The kernel gives it back a moment after the ring's end, not at it.
 #[derive(Clone, Debug)]
 pub struct RingConfig {
     /// Submission queue entries, rounded up to a power of two. More operations than that in one turn cost another
