@@ -168,7 +168,7 @@ struct InMemory {
 impl InMemory {
     fn sharded(config: &BackendConfig) -> InMemory {
         let space = config.keyspace;
-        let table = |shard| Table::new(space, space.shards.bits(), space.start_of(ShardId(shard)));
+        let table = |shard| Table::new(space, space.shards.bits(), space.first_hash(ShardId(shard)));
         InMemory::new(config, config.owned.clone().map(table).collect())
     }
 
@@ -262,7 +262,7 @@ impl Backend for InMemory {
         look: &mut dyn FnMut(KeyHash, Entry<'_>),
     ) -> Option<KeyHash> {
         let space = self.keyspace;
-        let from = from.max(space.start_of(shard));
+        let from = from.max(space.first_hash(shard));
         let next = self.table(shard).visit(from, limit, &mut |hash, record| {
             // A table of all shards walks on into the next one.
             if space.shard(hash) == shard {
