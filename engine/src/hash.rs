@@ -30,8 +30,11 @@ impl ShardCount {
     /// The most shards: 16384, Redis's number of slots.
     pub const MAX: ShardCount = ShardCount { log2: 14 };
 
+    /// 256.
+    pub const DEFAULT: ShardCount = ShardCount { log2: 8 };
+
     /// `None` unless `count` is a power of two from 32 to 16384.
-    pub const fn new(count: u16) -> Option<ShardCount> {
+    pub const fn new(count: u32) -> Option<ShardCount> {
         if count.is_power_of_two() && count >= 32 && count <= 16384 {
             Some(ShardCount { log2: count.trailing_zeros() as u8 })
         } else {
@@ -53,9 +56,8 @@ impl ShardCount {
 }
 
 impl Default for ShardCount {
-    /// 256.
     fn default() -> ShardCount {
-        ShardCount { log2: 8 }
+        ShardCount::DEFAULT
     }
 }
 
@@ -183,7 +185,21 @@ mod tests {
         }
     }
 
-    const GOLDEN: &[(&[u8], u64, u64)] = &[];
+    const GOLDEN: &[(&[u8], u64, u64)] = &[
+        (b"", 0x2d06_8005_38d3_94c2, 0x602b_0e2c_d666_2c8b),
+        (b"a", 0xe6c6_32b6_1e96_4e1f, 0x7b01_3ec7_3230_c3a1),
+        (b"key", 0xbbea_0d63_a051_65e3, 0xae76_ebdd_9630_6996),
+        (b"hello", 0x9555_e855_5c62_dcfd, 0x3746_83d7_a799_4223),
+        (b"key:0000000001", 0x4787_7eae_4eed_5970, 0x1b31_0742_9c10_9638),
+        (b"user:1000:profile", 0x1a84_625c_2ea2_88c9, 0xaf3e_5fa4_787a_186d),
+        (b"{user1000}.following", 0xb01a_3a54_c0f4_68a5, 0x21a6_419c_f412_2d91),
+        (b"foo{}{bar}", 0xc183_e667_8835_189c, 0x70a2_7944_2d48_5e06),
+        (b"\x00\xff\x80", 0x2682_fcb6_5dac_5d83, 0x7598_9c8b_2d0a_746e),
+        (b"xxxxxxxxxxxxxxxx", 0xdf76_ff0d_7f0d_9edf, 0x9912_0580_d09d_500a),
+        (&[b'y'; 64], 0x3d6f_fb0e_f08e_dd58, 0xd2b4_b1fe_edc1_0b59),
+        (&[b'z'; 129], 0x4e15_1cfc_44a9_680c, 0x801d_8e08_5202_061f),
+        (b"<long>", 0xd2da_6967_cf02_1dbc, 0xdcd3_589a_b378_fc7a),
+    ];
 
     #[test]
     fn hash_tags_follow_redis_rule() {
@@ -212,7 +228,7 @@ mod tests {
 
     #[test]
     fn shard_counts_are_powers_of_two_within_bounds() {
-        let valid: Vec<u16> = (0..=u16::MAX).filter(|n| ShardCount::new(*n).is_some()).collect();
+        let valid: Vec<u32> = (0..=70_000).filter(|n| ShardCount::new(*n).is_some()).collect();
         assert_eq!(valid, [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]);
         assert_eq!(ShardCount::default().get(), 256);
         assert_eq!((ShardCount::MIN.get(), ShardCount::MAX.get()), (32, 16384));

@@ -28,6 +28,11 @@ impl Hlc {
     /// Before every write.
     pub const ZERO: Hlc = Hlc(0);
 
+    /// The first time of a millisecond.
+    pub const fn at(unix_ms: Millis) -> Hlc {
+        Hlc::new(unix_ms, 0)
+    }
+
     /// Put together from its parts; milliseconds beyond 48 bits (the year 10889) are cut to the highest.
     #[inline]
     pub const fn new(millis: Millis, counter: u16) -> Hlc {

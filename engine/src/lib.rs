@@ -18,10 +18,13 @@
 
 pub mod backend;
 pub mod change_log;
+pub mod command;
 pub mod digest;
 pub mod hash;
 pub mod hlc;
 pub mod record;
+pub mod reply;
+pub mod store;
 mod table;
 
 /// Unix time in milliseconds.
