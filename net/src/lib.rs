@@ -8,12 +8,14 @@
 //! |---|---|
 //! | [`frame`] | how a request or reply between cores is laid out, read in place |
 //! | [`mesh`] | lanes between cores, their bounds and their back-pressure |
+//! | [`resp`] | the bytes of Redis's protocol: where a command ends, how a reply looks |
 //! | [`ring`] | the sockets of one core: accept, receive, send, close, in one system call per turn |
 //! | [`signal`] | when a sleeping core is woken |
 //! | [`sleeper`] | how a core waits, and what ends the wait |
 
 pub mod frame;
 pub mod mesh;
+pub mod resp;
 pub mod ring;
 pub mod signal;
 pub mod sleeper;

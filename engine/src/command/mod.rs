@@ -23,6 +23,7 @@ use std::fmt;
 
 use crate::Millis;
 use crate::reply::Reply;
+use crate::store::Store;
 
 pub use find::lookup;
 pub use flags::{Categories, Flags};
@@ -63,10 +64,6 @@ pub enum Route {
 
 /// Executes a command on the core that owns its keys.
 pub type Run = fn(&mut Context<'_>);
-
-/// Stands in until the store is here.
-#[derive(Debug)]
-pub struct Store;
 
 /// What a command works with.
 pub struct Context<'a> {

@@ -1,0 +1,50 @@
+//! Work that can wait: active expiry and the purge of tombstones, in a task queue with few shares.
+//!
+//! A slice looks at a bounded number of entries and yields; the executor gives this queue a small part of the core when
+//! there is foreground work and all of it when there is none.
+
+use std::time::Duration;
+
+use glommio::{Latency, Shares};
+
+use super::CoreRc;
+use crate::handle::unix_ms;
+
+/// Pause between two sweeps when the last one found nothing to do.
+const REST: Duration = Duration::from_millis(100);
+/// Entries that one slice looks at: far below half a millisecond, even with a cache miss each.
+const SLICE_ENTRIES: usize = 512;
+/// Shares of the background queue; the queue of turns and application tasks has 1000.
+const SHARES: usize = 50;
+
+/// Starts the background task of a core; it ends with the core.
+pub(crate) fn start(core: &CoreRc) {
+    let queue = glommio::executor().create_task_queue(
+        Shares::Static(SHARES),
+        Latency::NotImportant,
+        "background",
+    );
+    let core = std::rc::Rc::downgrade(core);
+    glommio::spawn_local_into(
+        async move {
+            loop {
+                glommio::timer::sleep(REST).await;
+                loop {
+                    let Some(core) = core.upgrade() else { return };
+                    if core.stopping.get() {
+                        return;
+                    }
+                    let swept = core.state.borrow_mut().store.sweep(unix_ms(), SLICE_ENTRIES);
+                    if !swept.more {
+                        break;
+                    }
+                    drop(core);
+                    futures_lite::future::yield_now().await;
+                }
+            }
+        },
+        queue,
+    )
+    .expect("the queue was made just now")
+    .detach();
+}

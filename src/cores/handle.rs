@@ -1,0 +1,327 @@
+//! Application code beside the data: [`CoreHandle`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use gridkv_engine::hash::KeyHash;
+use gridkv_engine::Millis;
+use gridkv_net::frame::{Head, Kind};
+use gridkv_net::mesh::{Busy, CoreId, Mesh};
+
+use super::waiters::{Answer, Group};
+use super::{CoreRc, LOCAL, serve};
+use crate::handle::{Reply, SetArgs, SetOptions, SetOutcome, check_key, check_value, spec_of};
+use crate::metrics::CoreMetrics;
+use crate::{Error, Values};
+
+/// A core, from inside: for code that [`crate::GridKv::on_core`] runs.
+///
+/// For keys this core owns, [`CoreHandle::read`] and [`CoreHandle::write`] are plain function calls into its table. The
+/// asynchronous operations take any key: at once if it is owned here, by one hop to a sibling otherwise; requests made
+/// before the next `await` that really waits share one batch per sibling.
+///
+/// The type is neither `Send` nor `Sync`: it never leaves its core.
+#[derive(Clone)]
+pub struct CoreHandle {
+    core: CoreRc,
+}
+
+impl std::fmt::Debug for CoreHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CoreHandle").field("core", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl CoreHandle {
+    pub(crate) fn new(core: CoreRc) -> CoreHandle {
+        CoreHandle { core }
+    }
+
+    /// This core's number, from 0.
+    pub fn id(&self) -> usize {
+        self.core.id.index()
+    }
+
+    /// Number of cores of the node.
+    pub fn cores(&self) -> usize {
+        self.core.topology.cores()
+    }
+
+    /// Whether this core owns `key`.
+    #[inline]
+    pub fn owns(&self, key: impl AsRef<[u8]>) -> bool {
+        let topology = &self.core.topology;
+        topology.owner_of(topology.keyspace.locate(key.as_ref())) == self.core.id
+    }
+
+    #[inline]
+    fn locate(&self, key: &[u8]) -> (KeyHash, CoreId) {
+        let topology = &self.core.topology;
+        let hash = topology.keyspace.locate(key);
+        (hash, topology.owner_of(hash))
+    }
+
+    /// Reads a key of this core in place: no copy, no hop, no allocation.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`] when the key belongs to a sibling.
+    #[inline]
+    pub fn read<T>(&self, key: impl AsRef<[u8]>, look: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
+        let key = key.as_ref();
+        let (hash, owner) = self.locate(key);
+        if owner != self.core.id {
+            return Err(Error::NotOwned { core: self.id(), owner: owner.index() });
+        }
+        let mut state = self.core.state.borrow_mut();
+        let now = state.now;
+        Ok(state.store.get(hash, key, now).map(|entry| look(entry.value)))
+    }
+
+    /// Writes a key of this core, for ever.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`], [`Error::OutOfMemory`], [`Error::KeyTooLong`], [`Error::ValueTooLong`]; nothing was changed.
+    #[inline]
+    pub fn write(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        let key = key.as_ref();
+        let (hash, owner) = self.locate(key);
+        if owner != self.core.id {
+            return Err(Error::NotOwned { core: self.id(), owner: owner.index() });
+        }
+        let mut state = self.core.state.borrow_mut();
+        let now = state.now;
+        state.store.set(hash, key, value.as_ref(), 0, now).map(drop).map_err(Error::from)
+    }
+
+    /// Reads any key.
+    ///
+    /// # Errors
+    /// [`Error::KeyTooLong`], [`Error::Reply`].
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
+        let key = key.as_ref();
+        check_key(key)?;
+        let (hash, owner) = self.locate(key);
+        if owner == self.core.id {
+            let mut state = self.core.state.borrow_mut();
+            let now = state.now;
+            return Ok(state.store.get(hash, key, now).map(|entry| Bytes::copy_from_slice(entry.value)));
+        }
+        self.hop(owner, hash, |mesh, head| mesh.request(owner, head, Kind::Get, &[key])).await.value()
+    }
+
+    /// Writes any key, for ever.
+    ///
+    /// # Errors
+    /// As [`CoreHandle::write`], without [`Error::NotOwned`].
+    pub async fn set(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        check_key(key)?;
+        check_value(value)?;
+        let (hash, owner) = self.locate(key);
+        if owner == self.core.id {
+            return self.write(key, value);
+        }
+        self.hop(owner, hash, |mesh, mut head| {
+            head.a = key.len() as u32;
+            mesh.request(owner, head, Kind::Set, &[key, value])
+        })
+        .await
+        .done()
+    }
+
+    /// Writes any key under conditions; see [`crate::GridKv::set_with`].
+    ///
+    /// # Errors
+    /// As [`CoreHandle::set`].
+    pub async fn set_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: SetOptions,
+    ) -> Result<SetOutcome, Error> {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        check_value(value)?;
+        let args = SetArgs::new(options);
+        let mut words: Vec<&[u8]> = vec![b"SET", key, value];
+        args.push_to(&mut words);
+        args.outcome(self.command(key, &words).await?)
+    }
+
+    /// Deletes any key; whether it existed.
+    ///
+    /// # Errors
+    /// As [`CoreHandle::set`].
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
+        let key = key.as_ref();
+        Ok(self.command(key, &[b"DEL", key]).await?.integer()? != 0)
+    }
+
+    /// Adds `by` to the number under any key; see [`crate::GridKv::incr`].
+    ///
+    /// # Errors
+    /// As [`crate::GridKv::incr`].
+    pub async fn incr(&self, key: impl AsRef<[u8]>, by: i64) -> Result<i64, Error> {
+        let key = key.as_ref();
+        self.command(key, &[b"INCRBY", key, by.to_string().as_bytes()]).await?.integer()
+    }
+
+    /// Reads many keys: those owned here at once, the others with one message per sibling.
+    ///
+    /// # Errors
+    /// [`Error::KeyTooLong`] for the whole call; others per key.
+    pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Values, Error> {
+        for key in keys {
+            check_key(key.as_ref())?;
+        }
+        let slot = self.core.state.borrow_mut().waiters.many(Group { keys: keys.len(), ..Group::default() });
+        // From here on the slot is given back even if this future is dropped half way.
+        let many = Many { core: &self.core, slot: Some(slot) };
+        let mut next = 0;
+        while next < keys.len() {
+            {
+                let state = &mut *self.core.state.borrow_mut();
+                let now = state.now;
+                let group = state.waiters.group(slot);
+                while next < keys.len() {
+                    let key = keys[next].as_ref();
+                    let (hash, owner) = self.locate(key);
+                    if owner == self.core.id {
+                        if let Some(entry) = state.store.get(hash, key, now) {
+                            group.add(next as u32, entry.value);
+                        }
+                    } else {
+                        let head = Head { conn: LOCAL, hash: hash.0, slot, index: next as u32, ..Head::default() };
+                        if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
+                            break;
+                        }
+                        group.missing += 1;
+                    }
+                    next += 1;
+                }
+            }
+            self.core.kick();
+            if next < keys.len() {
+                self.yield_now().await;
+            }
+        }
+        Ok(many.await.into_values())
+    }
+
+    /// One page of this core's keys in hash order, starting at `from`; the position to go on from, or `None` at the end.
+    pub(crate) fn scan_page(&self, from: KeyHash, limit: usize, mut look: impl FnMut(&[u8], &[u8])) -> Option<KeyHash> {
+        let mut state = self.core.state.borrow_mut();
+        let now = state.now;
+        state.store.scan(from, limit, now, &mut |entry| look(entry.key, entry.value))
+    }
+
+    pub(crate) fn clear(&self) -> Result<(), Error> {
+        let mut state = self.core.state.borrow_mut();
+        let now = state.now;
+        state.store.clear(now).map_err(Error::from)
+    }
+
+    /// A copy of this core's counters.
+    pub(crate) fn metrics(&self) -> CoreMetrics {
+        self.core.metrics()
+    }
+
+    /// The time of this turn, in unix milliseconds.
+    pub fn now_ms(&self) -> Millis {
+        self.core.state.borrow().now
+    }
+
+    /// Lets the core's other work run: its turn, other tasks.
+    pub async fn yield_now(&self) {
+        futures_lite::future::yield_now().await;
+    }
+
+    pub(crate) fn core(&self) -> &CoreRc {
+        &self.core
+    }
+
+    async fn command(&self, key: &[u8], args: &[&[u8]]) -> Result<Reply, Error> {
+        check_key(key)?;
+        let (hash, owner) = self.locate(key);
+        let spec = spec_of(args[0]);
+        if owner == self.core.id {
+            let mut reply = serve::NativeReply::default();
+            let state = &mut *self.core.state.borrow_mut();
+            serve::run(&mut state.store, state.now, spec, args, &mut reply);
+            return Ok(Reply { status: reply.status, aux: reply.aux, bytes: Bytes::from(reply.bytes) });
+        }
+        Ok(self
+            .hop(owner, hash, |mesh, mut head| {
+                head.spec = spec.id.0;
+                head.flag = serve::NATIVE;
+                mesh.command(owner, head, args)
+            })
+            .await)
+    }
+}
+
+impl CoreHandle {
+    /// One request to a sibling and its reply. Waits for room when the lane is full.
+    async fn hop(
+        &self,
+        owner: CoreId,
+        hash: KeyHash,
+        mut send: impl FnMut(&mut Mesh, Head) -> Result<(), Busy>,
+    ) -> Reply {
+        while !self.core.state.borrow().mesh.has_room(owner) {
+            self.core.kick();
+            self.yield_now().await;
+        }
+        let slot = {
+            let state = &mut *self.core.state.borrow_mut();
+            let slot = state.waiters.one();
+            let head = Head { conn: LOCAL, hash: hash.0, slot, ..Head::default() };
+            send(&mut state.mesh, head).expect("room was seen, and nobody ran in between");
+            slot
+        };
+        self.core.kick();
+        let answer = One { core: &self.core, slot: Some(slot) }.await;
+        Reply { status: answer.status, aux: answer.aux, bytes: answer.bytes }
+    }
+}
+
+/// Waits for one reply; gives its slot back when dropped early.
+struct One<'a> {
+    core: &'a CoreRc,
+    slot: Option<u32>,
+}
+
+/// Waits for all replies of a group; gives its slot back when dropped early.
+struct Many<'a> {
+    core: &'a CoreRc,
+    slot: Option<u32>,
+}
+
+macro_rules! waiting {
+    ($name:ident, $poll:ident, $out:ty) => {
+        impl Future for $name<'_> {
+            type Output = $out;
+
+            fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<$out> {
+                let slot = self.slot.expect("not polled again after it was ready");
+                let polled = self.core.state.borrow_mut().waiters.$poll(slot, cx.waker());
+                if polled.is_ready() {
+                    self.slot = None;
+                }
+                polled
+            }
+        }
+
+        impl Drop for $name<'_> {
+            fn drop(&mut self) {
+                if let Some(slot) = self.slot {
+                    self.core.state.borrow_mut().waiters.abandon(slot);
+                }
+            }
+        }
+    };
+}
+
+waiting!(One, poll_one, Answer);
+waiting!(Many, poll_many, Group);

@@ -1,0 +1,108 @@
+//! Starting and joining the executors of a node.
+//!
+//! Every core reports over a channel that it is ready or why not; a node starts with all its cores or not at all.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use gridkv_engine::backend::Backend;
+use gridkv_engine::store::{Store, StoreConfig};
+use gridkv_net::mesh::{CoreId, Mesh};
+use gridkv_net::signal::Signal;
+use gridkv_net::sleeper::Sleeper;
+
+use super::connections::Connections;
+use super::serve::Scratch;
+use super::waiters::Waiters;
+use super::{Core, State, background};
+use crate::Error;
+use crate::config::Config;
+use crate::handle::unix_ms;
+use crate::metrics::CoreMetrics;
+use crate::node::Clients;
+use crate::topology::{Message, Topology};
+
+/// Memory that an executor registers for its own file operations; it counts against the locked-memory limit.
+const IO_MEMORY: usize = 64 << 10;
+/// Submission entries of an executor's rings; its own work is timers and one eventfd.
+const RING_DEPTH: usize = 64;
+/// How long the turn loop may keep the executor from its timers and background queue.
+const PREEMPT: Duration = Duration::from_millis(1);
+
+/// Everything one core starts with.
+pub(crate) struct Seat {
+    pub(crate) id: CoreId,
+    pub(crate) cpu: usize,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) inbox: flume::Receiver<Message>,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) eventfd: OwnedFd,
+    pub(crate) mesh: Mesh,
+    pub(crate) store: StoreConfig,
+    pub(crate) config: Arc<Config>,
+    pub(crate) resp: Option<SocketAddr>,
+    pub(crate) http: Option<SocketAddr>,
+    pub(crate) clients: Arc<Clients>,
+}
+
+/// Starts the executor of a core. `ready` gets its verdict.
+pub(crate) fn start(seat: Seat, ready: flume::Sender<Result<(), Error>>) -> Result<ExecutorJoinHandle<()>, Error> {
+    let (id, cpu) = (seat.id, seat.cpu);
+    LocalExecutorBuilder::new(Placement::Fixed(cpu))
+        .name(&format!("gridkv-{}", id.0))
+        .io_memory(IO_MEMORY)
+        .ring_depth(RING_DEPTH)
+        .preempt_timer(PREEMPT)
+        .spawn(move || async move {
+            super::ON_CORE.set(true);
+            match build(seat) {
+                Ok(core) => {
+                    background::start(&core);
+                    let _ = ready.send(Ok(()));
+                    drop(ready);
+                    core.clone().run().await;
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })
+        .map_err(|error| Error::executor(id.index(), cpu, &error.to_string()))
+}
+
+fn build(seat: Seat) -> Result<Rc<Core>, Error> {
+    let backend: Box<dyn Backend> = seat.config.new_backend(&seat.store)?;
+    let mut eventfds = vec![seat.eventfd.try_clone().map_err(|e| Error::os("duplicating an eventfd", e))?];
+    let connections = match (seat.resp, seat.http) {
+        (None, None) => None,
+        _ => {
+            let connections = Connections::open(&seat)?;
+            eventfds.push(connections.wake_fd()?);
+            Some(connections)
+        }
+    };
+    Ok(Rc::new(Core {
+        id: seat.id,
+        state: RefCell::new(State {
+            store: Store::new(seat.store, backend),
+            mesh: seat.mesh,
+            waiters: Waiters::new(),
+            metrics: CoreMetrics::new(),
+            scratch: Scratch::default(),
+            now: unix_ms(),
+        }),
+        connections: RefCell::new(connections),
+        topology: seat.topology,
+        inbox: seat.inbox,
+        signal: seat.signal,
+        sleeper: Sleeper::new(eventfds),
+        asleep: Cell::new(false),
+        stopping: Cell::new(false),
+        spin: seat.config.spin,
+    }))
+}

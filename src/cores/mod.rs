@@ -1,0 +1,270 @@
+//! A core of the node: one pinned executor, its shards, its sockets, its end of the mesh.
+//!
+//! Everything a core owns is [`State`], touched by nobody else. Its turn loop is one task:
+//!
+//! ```text
+//!   ┌─▶ 1  sockets      bytes arrive, sessions run what is local, append what is not to lanes
+//!   │   2  replies      of siblings fill the slots that wait for them
+//!   │   3  requests     of siblings are served, their replies appended to lanes
+//!   │   4  inbox        requests of foreign threads are served and answered
+//!   │   5  hand over    one batch per sibling and lane; output to sockets
+//!   └── 6  yield        other tasks run; with nothing to do for a while: sleep
+//! ```
+//!
+//! Invariants: `State` is borrowed only inside a turn or inside one call of a [`CoreHandle`], never across an await.
+//! Nothing here blocks but the executor's own sleep. A panic inside one request is answered as an error of that request.
+//!
+//! Not here: what a request does ([`serve`]), and what a connection is (`connections`).
+
+pub(crate) mod background;
+pub(crate) mod connections;
+mod handle;
+pub(crate) mod launch;
+pub(crate) mod serve;
+pub(crate) mod transaction;
+mod waiters;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_channel::oneshot;
+use futures_lite::FutureExt;
+use gridkv_engine::Millis;
+use gridkv_engine::store::Store;
+use gridkv_net::mesh::{CoreId, Mesh};
+use gridkv_net::signal::Signal;
+use gridkv_net::sleeper::Sleeper;
+
+pub use handle::CoreHandle;
+use serve::{Scratch, Serving};
+use waiters::Waiters;
+
+use crate::Error;
+use crate::handle::unix_ms;
+use crate::metrics::CoreMetrics;
+use crate::topology::{Message, Topology};
+
+/// `Head::conn` of requests that a future of this core waits for; connections never have this number.
+pub(crate) const LOCAL: u64 = u64::MAX;
+
+/// Messages of foreign threads that one turn takes.
+const INBOX_PER_TURN: usize = 256;
+/// Batches of one sibling that one turn serves.
+const BATCHES_PER_TURN: usize = 8;
+
+/// What a core owns.
+pub(crate) struct State {
+    pub(crate) store: Store,
+    pub(crate) mesh: Mesh,
+    pub(crate) waiters: Waiters,
+    pub(crate) metrics: CoreMetrics,
+    pub(crate) scratch: Scratch,
+    /// Wall clock in unix milliseconds, read once per turn.
+    pub(crate) now: Millis,
+}
+
+/// A core, shared by the tasks of its executor.
+pub(crate) struct Core {
+    pub(crate) id: CoreId,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) state: RefCell<State>,
+    pub(crate) connections: RefCell<Option<connections::Connections>>,
+    inbox: flume::Receiver<Message>,
+    signal: Arc<Signal>,
+    sleeper: Sleeper,
+    asleep: Cell<bool>,
+    stopping: Cell<bool>,
+    spin: Duration,
+}
+
+/// The shape in which tasks hold their core.
+pub(crate) type CoreRc = Rc<Core>;
+
+impl Core {
+    /// Another task of this core left work for the turn loop.
+    #[inline]
+    pub(crate) fn kick(&self) {
+        if self.asleep.get() {
+            self.sleeper.kick();
+        }
+    }
+
+    /// A copy of the counters, with the sizes of this moment filled in.
+    pub(crate) fn metrics(&self) -> CoreMetrics {
+        let state = self.state.borrow();
+        let mut metrics = state.metrics.clone();
+        metrics.store = state.store.stats();
+        metrics.max_memory = state.store.max_memory();
+        metrics.inbox_depth = self.inbox.len() as u64;
+        metrics.lane_depth = state.mesh.in_flight();
+        metrics
+    }
+
+    /// One turn. Returns whether there was anything to do.
+    fn turn(self: &Rc<Self>) -> bool {
+        let mut work = false;
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.now = unix_ms();
+        }
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
+            work |= connections.turn(self);
+        }
+        work |= self.take_replies();
+        work |= self.serve_siblings();
+        if self.signal.take_post() {
+            self.stopping.set(self.topology.is_stopping());
+            work |= self.serve_foreign();
+        }
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
+            work |= connections.flush(self);
+        }
+        let state = &mut *self.state.borrow_mut();
+        let (batches, wakes) = state.mesh.flush();
+        state.metrics.record_turn(work || batches > 0, batches, wakes);
+        work || batches > 0
+    }
+
+    fn take_replies(self: &Rc<Self>) -> bool {
+        let mut any = false;
+        loop {
+            let Some((from, batch)) = self.state.borrow_mut().mesh.next_replies() else { return any };
+            any = true;
+            let mut connections = self.connections.borrow_mut();
+            for frame in batch.frames() {
+                let frame = frame.expect("batches inside a node are whole");
+                if frame.head.conn == LOCAL {
+                    self.state.borrow_mut().waiters.answer(&frame);
+                } else if let Some(connections) = &mut *connections {
+                    connections.answer(self, &frame);
+                }
+            }
+            drop(connections);
+            let state = &mut *self.state.borrow_mut();
+            state.metrics.record_replies(from, batch.len());
+            state.mesh.recycle(batch);
+        }
+    }
+
+    fn serve_siblings(&self) -> bool {
+        let mut any = false;
+        let state = &mut *self.state.borrow_mut();
+        for from in (0..self.topology.cores() as u16).map(CoreId).filter(|&c| c != self.id) {
+            for _ in 0..BATCHES_PER_TURN {
+                let Some(requests) = state.mesh.next_requests(from) else { break };
+                any = true;
+                state.metrics.record_served(requests.len());
+                // The open batch is taken out while it is written, so that the rest of the state can be borrowed.
+                let mut replies = std::mem::take(state.mesh.replies(from));
+                let mut serving = Serving {
+                    store: &mut state.store,
+                    metrics: &mut state.metrics,
+                    scratch: &mut state.scratch,
+                    now: state.now,
+                };
+                serve::batch(&mut serving, &requests, &mut replies);
+                *state.mesh.replies(from) = replies;
+                state.mesh.recycle(requests);
+            }
+        }
+        any
+    }
+
+    fn serve_foreign(self: &Rc<Self>) -> bool {
+        for taken in 0.. {
+            if taken == INBOX_PER_TURN {
+                // More may be waiting: look again next turn.
+                self.signal.post();
+                break;
+            }
+            let Ok(message) = self.inbox.try_recv() else { break };
+            match message {
+                Message::Requests(requests, reply) => {
+                    let state = &mut *self.state.borrow_mut();
+                    state.metrics.record_foreign(requests.len());
+                    let mut replies = gridkv_net::frame::Batch::new();
+                    let mut serving = Serving {
+                        store: &mut state.store,
+                        metrics: &mut state.metrics,
+                        scratch: &mut state.scratch,
+                        now: state.now,
+                    };
+                    serve::batch(&mut serving, &requests, &mut replies);
+                    state.mesh.recycle(requests);
+                    // Nobody waits any more if the future was dropped.
+                    let _ = reply.send(replies);
+                }
+                Message::Run(f) => f(self),
+            }
+        }
+        true
+    }
+
+    /// Whether a turn would find something.
+    fn has_work(&self) -> bool {
+        self.signal.has_post()
+            || self.state.borrow().mesh.has_work()
+            || self.connections.borrow_mut().as_mut().is_some_and(|c| c.has_work())
+    }
+
+    /// The turn loop, until the core is told to stop.
+    async fn run(self: Rc<Self>) {
+        let mut idle_since: Option<Instant> = None;
+        while !self.stopping.get() {
+            if self.turn() {
+                idle_since = None;
+            } else {
+                let since = *idle_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= self.spin {
+                    self.sleep().await;
+                    idle_since = None;
+                    continue;
+                }
+                std::hint::spin_loop();
+            }
+            futures_lite::future::yield_now().await;
+        }
+    }
+
+    async fn sleep(&self) {
+        self.signal.announce_sleep();
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
+            connections.set_wakeups(true);
+        }
+        self.asleep.set(true);
+        if !self.has_work() {
+            self.state.borrow_mut().metrics.sleeps += 1;
+            self.sleeper.sleep().await;
+        }
+        self.asleep.set(false);
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
+            connections.set_wakeups(false);
+        }
+        self.signal.awake();
+    }
+}
+
+thread_local! {
+    static ON_CORE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is a core of some node, which must not wait for cores.
+pub(crate) fn on_core() -> bool {
+    ON_CORE.get()
+}
+
+/// Spawns a task of application code on this core; a panic inside becomes [`Error::Panicked`] of that task alone.
+pub(crate) fn spawn_guarded<T: 'static>(
+    work: impl Future<Output = T> + 'static,
+    done: oneshot::Sender<Result<T, Error>>,
+) {
+    glommio::spawn_local(async move {
+        let result = AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Error::Panicked);
+        let _ = done.send(result);
+    })
+    .detach();
+}

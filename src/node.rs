@@ -1,0 +1,151 @@
+//! A running node: starting its cores, stopping them, asking them all.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use glommio::ExecutorJoinHandle;
+use gridkv_engine::hash::Keyspace;
+use gridkv_engine::store::StoreConfig;
+use gridkv_net::mesh::Mesh;
+use gridkv_net::signal::Signal;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::cores::CoreHandle;
+use crate::cores::launch::{self, Seat};
+use crate::metrics::{CoreMetrics, NodeMetrics};
+use crate::topology::{INBOX_MESSAGES, Link, Topology, shards_of};
+use crate::{Config, Error, GridKv, cores, platform};
+
+/// Facts about clients that all cores share: touched when a connection comes or goes, never by a request.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    /// Connections open on all cores, held against the limit.
+    pub(crate) open: AtomicU64,
+    /// The number of the next client, as `CLIENT ID` shows it.
+    pub(crate) next_id: AtomicU64,
+}
+
+/// What every handle of a node shares.
+pub(crate) struct Running {
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) resp_addr: Option<SocketAddr>,
+    pub(crate) http_addr: Option<SocketAddr>,
+    pub(crate) started: Instant,
+    /// Taken by whoever joins first. A lock of the control path: no core ever touches it.
+    threads: Mutex<Vec<ExecutorJoinHandle<()>>>,
+}
+
+impl Running {
+    /// Waits until every core's thread has ended.
+    pub(crate) fn join(&self) -> Result<(), Error> {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(|e| e.into_inner()));
+        let mut result = Ok(());
+        for thread in threads {
+            if thread.join().is_err() {
+                result = Err(Error::Panicked);
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.topology.stop();
+        // The last handle may be dropped on a core (inside `on_core`), which cannot wait for itself.
+        if !cores::on_core() {
+            let _ = self.join();
+        }
+    }
+}
+
+/// Starts a node.
+///
+/// # Errors
+/// [`Error::Start`]: what is missing and how to get it. Nothing keeps running.
+pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
+    config.validate()?;
+    let cpus = platform::prepare(&mut config)?;
+    let keyspace = Keyspace { seed: config.seed.unwrap_or_else(platform::random_seed), shards: config.shards };
+    let resp = config.listen.map(platform::probe).transpose()?;
+    let http = config.http.map(platform::probe).transpose()?;
+
+    let mut eventfds = Vec::new();
+    let mut links = Vec::new();
+    let mut inboxes = Vec::new();
+    for _ in &cpus {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| Error::os("creating an eventfd", e.into()))?;
+        let copy = fd.try_clone().map_err(|e| Error::os("duplicating an eventfd", e))?;
+        let (sender, receiver) = flume::bounded(INBOX_MESSAGES);
+        links.push(Link { inbox: sender, signal: Arc::new(Signal::new(copy)) });
+        inboxes.push(receiver);
+        eventfds.push(fd);
+    }
+    let signals: Vec<_> = links.iter().map(|link| link.signal.clone()).collect();
+    let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice()));
+    let config = Arc::new(config);
+    let clients = Arc::new(Clients::default());
+    let (ready, verdicts) = flume::bounded(cpus.len());
+    let shards = u32::from(keyspace.shards.get());
+    let mut running = Running {
+        topology: topology.clone(),
+        resp_addr: resp,
+        http_addr: http,
+        started: Instant::now(),
+        threads: Mutex::new(Vec::new()),
+    };
+
+    let ends = Mesh::build(&signals).into_iter().zip(inboxes).zip(eventfds);
+    for (core, ((mesh, inbox), eventfd)) in ends.enumerate() {
+        let owned = shards_of(core, cpus.len(), shards);
+        let seat = Seat {
+            id: mesh.here(),
+            cpu: cpus[core],
+            topology: topology.clone(),
+            inbox,
+            signal: signals[core].clone(),
+            eventfd,
+            mesh,
+            store: StoreConfig {
+                keyspace,
+                owned: owned.start as u16..owned.end as u16,
+                node: 0,
+                max_memory: config.max_memory / cpus.len() as u64,
+                change_log_entries: config.change_log_entries,
+                tombstone_limit: (config.tombstone_limit / shards as usize).max(1),
+                keep_tombstones: false,
+            },
+            config: config.clone(),
+            resp,
+            http,
+            clients: clients.clone(),
+        };
+        // On an error `running` is dropped, which stops and joins the cores started so far.
+        let thread = launch::start(seat, ready.clone())?;
+        running.threads.get_mut().unwrap_or_else(|e| e.into_inner()).push(thread);
+    }
+    drop(ready);
+    for _ in &cpus {
+        match verdicts.recv() {
+            Ok(verdict) => verdict?,
+            Err(_) => {
+                running.topology.stop();
+                return Err(running.join().err().unwrap_or(Error::Panicked));
+            }
+        }
+    }
+    Ok(GridKv::new(Arc::new(running)))
+}
+
+/// Counters of a node, gathered core by core; see [`GridKv::stats`].
+pub type Stats = NodeMetrics;
+
+pub(crate) async fn stats(db: &GridKv, running: &Running) -> Result<Stats, Error> {
+    let mut cores: Vec<CoreMetrics> = Vec::with_capacity(db.cores());
+    for core in 0..db.cores() {
+        cores.push(db.call(core, CoreHandle::metrics).await?);
+    }
+    Ok(NodeMetrics { cores, uptime: running.started.elapsed() })
+}

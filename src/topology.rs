@@ -1,0 +1,133 @@
+//! Who owns which shard inside this node, and how to reach the cores: fixed when the node starts, shared by all.
+//!
+//! Shards are dealt out in contiguous ranges, so a walk in hash order (SCAN, a snapshot) meets each core once.
+//!
+//! ```text
+//!   shards   0 ........ 63 | 64 ....... 127 | 128 ...... 191 | 192 ...... 255
+//!   cores        core 0    |     core 1     |     core 2     |     core 3
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_channel::oneshot;
+use gridkv_engine::hash::{KeyHash, Keyspace, ShardId};
+use gridkv_net::frame::Batch;
+use gridkv_net::mesh::CoreId;
+use gridkv_net::signal::Signal;
+
+use crate::cores::CoreRc;
+
+/// Messages that a core's inbox holds before foreign threads have to wait.
+pub(crate) const INBOX_MESSAGES: usize = 4096;
+
+/// What foreign threads may ask of a core. It arrives through the core's flume inbox.
+pub(crate) enum Message {
+    /// Requests in the frame format; every one is answered in the batch that is sent back, in order.
+    Requests(Batch, oneshot::Sender<Batch>),
+    /// Code to run on the core, between two turns.
+    Run(Box<dyn FnOnce(&CoreRc) + Send>),
+}
+
+/// The way to one core.
+pub(crate) struct Link {
+    pub(crate) inbox: flume::Sender<Message>,
+    pub(crate) signal: Arc<Signal>,
+}
+
+impl Link {
+    /// Leaves a message if there is room; otherwise gives it back.
+    pub(crate) fn try_send(&self, message: Message) -> Result<(), flume::TrySendError<Message>> {
+        self.inbox.try_send(message)?;
+        self.signal.post();
+        Ok(())
+    }
+
+    /// Leaves a message, waiting for room. False when the core is gone.
+    pub(crate) async fn send(&self, message: Message) -> bool {
+        match self.try_send(message) {
+            Ok(()) => true,
+            Err(flume::TrySendError::Disconnected(_)) => false,
+            Err(flume::TrySendError::Full(message)) => {
+                let sent = self.inbox.send_async(message).await.is_ok();
+                self.signal.post();
+                sent
+            }
+        }
+    }
+}
+
+/// The fixed facts of a running node.
+pub(crate) struct Topology {
+    pub(crate) keyspace: Keyspace,
+    owners: Box<[CoreId]>,
+    pub(crate) links: Box<[Link]>,
+    stop: AtomicBool,
+}
+
+impl Topology {
+    /// Tells every core to stop; only the first call does something.
+    pub(crate) fn stop(&self) {
+        if !self.stop.swap(true, Ordering::AcqRel) {
+            for link in &self.links {
+                link.signal.post();
+            }
+        }
+    }
+
+    /// Whether the node was told to stop. Cores look when their signal was posted.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn new(keyspace: Keyspace, links: Box<[Link]>) -> Topology {
+        let shards = u32::from(keyspace.shards.get());
+        let owners = (0..links.len())
+            .flat_map(|core| {
+                shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16))
+            })
+            .collect();
+        Topology { keyspace, owners, links, stop: AtomicBool::new(false) }
+    }
+
+    /// The core that owns the shard.
+    #[inline]
+    pub(crate) fn owner(&self, shard: ShardId) -> CoreId {
+        self.owners[shard.index()]
+    }
+
+    /// The core that owns a key of that hash.
+    #[inline]
+    pub(crate) fn owner_of(&self, hash: KeyHash) -> CoreId {
+        self.owner(self.keyspace.shard(hash))
+    }
+
+    /// Number of cores.
+    pub(crate) fn cores(&self) -> usize {
+        self.links.len()
+    }
+}
+
+/// The contiguous range of shards that belongs to `core` of `cores`; sizes differ by one at most.
+pub(crate) fn shards_of(core: usize, cores: usize, shards: u32) -> Range<u32> {
+    let cut = |i: usize| (i as u64 * u64::from(shards) / cores as u64) as u32;
+    cut(core)..cut(core + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shards_of;
+
+    #[test]
+    fn every_shard_has_one_owner_and_the_load_is_even() {
+        for (cores, shards) in [(1, 32), (2, 256), (3, 256), (7, 32), (20, 256), (32, 32)] {
+            let ranges: Vec<_> = (0..cores).map(|c| shards_of(c, cores, shards)).collect();
+            assert_eq!(ranges[0].start, 0);
+            assert_eq!(ranges[cores - 1].end, shards);
+            assert!(ranges.windows(2).all(|w| w[0].end == w[1].start));
+            let sizes: Vec<_> = ranges.iter().map(|r| r.len()).collect();
+            assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{sizes:?}");
+        }
+    }
+}
