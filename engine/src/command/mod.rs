@@ -18,6 +18,8 @@ pub mod glob;
 pub mod introspect;
 pub mod number;
 mod table;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 
