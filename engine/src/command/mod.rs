@@ -12,11 +12,17 @@
 //!
 //! Not here: bytes of the protocol, transactions, authentication, which core owns what.
 
+mod bits;
+mod expire;
+mod failure;
 mod find;
 mod flags;
 pub mod glob;
 pub mod introspect;
+mod keys;
 pub mod number;
+pub mod scan;
+mod string;
 mod table;
 #[cfg(test)]
 mod testing;
