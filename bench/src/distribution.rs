@@ -17,6 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::random::{Random, reduce, scatter};
+use crate::units;
 
 /// The skew that YCSB uses when none is given.
 const DEFAULT_THETA: f64 = 0.99;
@@ -138,7 +139,7 @@ impl KeyChooser {
     #[inline]
     pub(crate) fn next(&mut self, random: &mut Random, newest: u64) -> u64 {
         match self {
-            KeyChooser::Uniform { count } => random.below(*count),
+            KeyChooser::Uniform { count } => random.below(newest.max(*count)),
             KeyChooser::Scrambled { zipf, count } => reduce(scatter(zipf.rank(random)), *count),
             KeyChooser::Latest { zipf } => (newest - 1).saturating_sub(zipf.rank(random)),
             KeyChooser::Sequential { next, step, count } => {
@@ -218,7 +219,10 @@ impl FromStr for Sizes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Sizes, String> {
-        let number = |t: &str| t.trim().parse::<u32>().map_err(|_| format!("'{t}' is no number of bytes"));
+        let number = |t: &str| {
+            let bytes = units::bytes_of(t.trim()).map_err(|_| format!("'{t}' is no number of bytes"))?;
+            u32::try_from(bytes).map_err(|_| format!("'{t}' bytes are too many"))
+        };
         if let Some(parts) = text.strip_prefix("mix:") {
             let parts = parts
                 .split(',')

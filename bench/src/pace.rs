@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(schedule.take(5_500), None);
         // Nothing for 10 µs: ten requests became due, each at its own time.
         let due: Vec<u64> = std::iter::from_fn(|| schedule.take(15_000)).collect();
-        assert_eq!(due, (6..=15).map(|µs| µs * 1000).collect::<Vec<_>>());
+        assert_eq!(due, (6..=15).map(|us| us * 1000).collect::<Vec<_>>());
         assert_eq!(schedule.next_due(), 16_000);
     }
 

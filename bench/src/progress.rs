@@ -20,6 +20,11 @@ impl Progress {
         Progress { shown: asked || std::io::stderr().is_terminal() }
     }
 
+    /// Always, or never when quiet is wished for.
+    pub(crate) fn unless(quiet: bool) -> Progress {
+        Progress { shown: !quiet }
+    }
+
     #[cfg(test)]
     pub(crate) fn none() -> Progress {
         Progress { shown: false }
@@ -70,8 +75,13 @@ impl Phase {
         self.drawn = Some(now);
         let share = share.clamp(0.0, 1.0);
         let full = (share * WIDTH as f64) as usize;
-        let line =
-            format!("{:<34} {}{} {:>3.0} %  {rate}", self.label, "█".repeat(full), "░".repeat(WIDTH - full), share * 100.0);
+        let line = format!(
+            "{:<34} {}{} {:>3.0} %  {rate}",
+            self.label,
+            "█".repeat(full),
+            "░".repeat(WIDTH - full),
+            share * 100.0
+        );
         let mut err = std::io::stderr().lock();
         let _ = if self.terminal { write!(err, "\r\x1b[2K{line}") } else { writeln!(err, "{line}") };
         let _ = err.flush();

@@ -271,13 +271,28 @@ mod tests {
         let bytes = b"+OK\r\n$5\r\nhello\r\n:42\r\n$-1\r\n-ERR no such thing\r\n*2\r\n$1\r\na\r\n*1\r\n:1\r\n$0\r\n\r\n*0\r\n*-1\r\n\
             +PONG\r\n_\r\n#t\r\n,1.5\r\n%1\r\n+k\r\n*2\r\n:1\r\n:2\r\n!3\r\nERR\r\n=5\r\ntxt:a\r\n~1\r\n:1\r\n+OK\r\n";
         let expected = [
-            "Simple", "bulk hello", "Integer", "Nil", "error ERR no such thing", "Aggregate", "bulk ", "Aggregate", "Nil",
-            "Simple", "Nil", "Scalar", "Scalar", "Aggregate", "error ERR", "bulk txt:a", "Aggregate", "Simple",
+            "Simple",
+            "bulk hello",
+            "Integer",
+            "Nil",
+            "error ERR no such thing",
+            "Aggregate",
+            "bulk ",
+            "Aggregate",
+            "Nil",
+            "Simple",
+            "Nil",
+            "Scalar",
+            "Scalar",
+            "Aggregate",
+            "error ERR",
+            "bulk txt:a",
+            "Aggregate",
+            "Simple",
         ];
         for piece in 1..bytes.len() + 1 {
             assert_eq!(seen(Protocol::Resp, true, bytes, piece).unwrap(), expected, "in pieces of {piece}");
-            let without: Vec<_> =
-                expected.iter().map(|e| if e.starts_with("bulk") { "bulk" } else { e }).collect();
+            let without: Vec<_> = expected.iter().map(|e| if e.starts_with("bulk") { "bulk" } else { e }).collect();
             assert_eq!(seen(Protocol::Resp, false, bytes, piece).unwrap(), without, "in pieces of {piece}");
         }
     }
@@ -293,7 +308,9 @@ mod tests {
 
     #[test]
     fn what_is_no_reply_is_refused() {
-        for bytes in [&b"hello\r\n"[..], b"\r\n", b"$x\r\n", b"$3\r\nabcde\r\n", b"%-1\r\n", b"$99999999999999999999\r\n"] {
+        for bytes in
+            [&b"hello\r\n"[..], b"\r\n", b"$x\r\n", b"$3\r\nabcde\r\n", b"%-1\r\n", b"$99999999999999999999\r\n"]
+        {
             assert!(seen(Protocol::Resp, true, bytes, 64).is_err(), "{}", String::from_utf8_lossy(bytes));
         }
         assert!(seen(Protocol::Resp, true, &[b'+'; 200_000], 4096).is_err(), "a line without end");

@@ -82,6 +82,23 @@ pub(crate) fn number(text: &str) -> Result<u64, String> {
     Ok(number as u64)
 }
 
+/// Reads a number of bytes: `64`, `4k`, `1mb`, `4gb`, `16mib`. Every unit is a power of 1024.
+pub(crate) fn bytes_of(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let at = lower.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '_')).unwrap_or(lower.len());
+    let (digits, unit) = lower.split_at(at);
+    let number: f64 = digits.replace('_', "").parse().map_err(|_| format!("'{text}' is no number of bytes"))?;
+    let scale = match unit {
+        "" | "b" => 1u64,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => return Err(format!("'{unit}' is none of k, m, g, kb, mb, gb")),
+    };
+    let bytes = number * scale as f64;
+    if bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("'{text}' is out of range")) }
+}
+
 /// Reads `0`, `0,2`, `0-3,6`.
 pub(crate) fn core_list(text: &str) -> Result<Vec<usize>, String> {
     let number = |t: &str| t.trim().parse::<usize>().map_err(|_| format!("'{t}' is no core number"));
@@ -132,6 +149,10 @@ mod tests {
         assert_eq!(number("10M"), Ok(10_000_000));
         assert_eq!(number("1_000"), Ok(1000));
         assert!(number("-1").is_err() && number("abc").is_err());
+        assert_eq!(bytes_of("64"), Ok(64));
+        assert_eq!(bytes_of("4gb"), Ok(4 << 30));
+        assert_eq!(bytes_of("1.5KiB"), Ok(1536));
+        assert!(bytes_of("x").is_err() && bytes_of("1t").is_err() && bytes_of("-1").is_err());
         assert_eq!(core_list("0-2,5"), Ok(vec![0, 1, 2, 5]));
         assert!(core_list("2-1").is_err() && core_list("").is_err());
     }

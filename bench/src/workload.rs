@@ -97,8 +97,10 @@ impl Mix {
             "c" => (vec![(Kind::Get, 100)], zipf),
             "d" => (vec![(Kind::Get, 95), (Kind::Insert, 5)], Distribution::Latest(0.99)),
             "e" => {
-                return Err("workload E scans ranges of ordered keys, which a hash table does not have; use a, b, c, d or f"
-                    .into());
+                return Err(
+                    "workload E scans ranges of ordered keys, which a hash table does not have; use a, b, c, d or f"
+                        .into(),
+                );
             }
             "f" => (vec![(Kind::Get, 50), (Kind::Rmw, 50)], zipf),
             _ => return Err("the YCSB core workloads are a, b, c, d and f".into()),
@@ -121,7 +123,7 @@ impl FromStr for Mix {
         let parts = text
             .split(',')
             .map(|part| {
-                let (name, weight) = part.split_once(':').unwrap_or((part, "1"));
+                let (name, weight) = part.split_once(['=', ':']).unwrap_or((part, "1"));
                 let kind = Kind::ALL
                     .into_iter()
                     .find(|kind| kind.name() == name.trim().to_ascii_lowercase())
@@ -155,6 +157,7 @@ mod tests {
     fn mixes_are_read() {
         assert_eq!("get".parse::<Mix>(), Ok(Mix::only(Kind::Get)));
         assert_eq!("get:90,set:10".parse::<Mix>(), Mix::ratio("90:10"));
+        assert_eq!("get=90,set=10".parse::<Mix>(), Mix::ratio("90:10"));
         assert_eq!(Mix::ratio("1:0"), Ok(Mix::only(Kind::Get)));
         for text in ["", "get:0", "lpush", "get:x"] {
             assert!(text.parse::<Mix>().is_err(), "{text}");
