@@ -58,6 +58,11 @@ impl Entry<'_> {
     pub fn meta(&self) -> Meta {
         Meta { version: self.version, expires_at: self.expires_at, tombstone: self.tombstone }
     }
+
+    /// Bytes that its record takes in memory, allocation rounding included.
+    pub fn footprint(&self) -> usize {
+        allocated(size(self.key.len(), self.value.len(), self.expires_at != 0))
+    }
 }
 
 /// Owner of one record's memory.
