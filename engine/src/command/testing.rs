@@ -82,17 +82,24 @@ impl Console {
     }
 }
 
-/// Text of the replies so far.
+/// A receiver of replies that writes them down.
 #[derive(Debug, Default)]
-struct Transcript {
-    text: String,
+pub(super) struct Transcript {
+    pub(crate) text: String,
     /// Top-level replies begun.
-    replies: usize,
+    pub(crate) replies: usize,
     /// Composites not yet complete: parts missing, parts in all, whether of pairs, closing bracket.
     open: Vec<(usize, usize, bool, char)>,
 }
 
 impl Transcript {
+    /// The text of the one reply, which must be there as a whole.
+    pub(super) fn finish(self) -> String {
+        assert!(self.open.is_empty(), "a reply that does not end: {}", self.text);
+        assert_eq!(self.replies, 1, "not one reply: {}", self.text);
+        self.text
+    }
+
     fn begin(&mut self) {
         match self.open.last_mut() {
             Some((missing, all, pairs, _)) => {
