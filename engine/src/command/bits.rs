@@ -174,3 +174,167 @@ fn first_unlike(bytes: &[u8], byte: u8) -> Option<usize> {
     let skipped = words.iter().take_while(|word| **word == [byte; 8]).count() * 8;
     bytes[skipped..].iter().position(|other| *other != byte).map(|at| skipped + at)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::testing::Console;
+
+    // The replies in these scripts are those of Redis 7.0.
+
+    #[test]
+    fn single_bits() {
+        Console::new().script(
+            r#"
+            setbit k 7 1 => (integer) 0
+            setbit k 7 1 => (integer) 1
+            setbit k 7 0 => (integer) 1
+            setbit k 17 1 => (integer) 0
+            get k => "\x00\x00@"
+            getbit k 17 => (integer) 1
+            getbit k 16 => (integer) 0
+            getbit k 1000000 => (integer) 0
+            getbit absent 0 => (integer) 0
+            setbit zero 20 0 => (integer) 0
+            strlen zero => (integer) 3
+            setbit k -1 1 => ERR bit offset is not an integer or out of range
+            setbit k x 1 => ERR bit offset is not an integer or out of range
+            setbit k 4294967296 1 => ERR bit offset is not an integer or out of range
+            setbit k 9223372036854775807 1 => ERR bit offset is not an integer or out of range
+            setbit k 1 2 => ERR bit is not an integer or out of range
+            setbit k 1 -1 => ERR bit is not an integer or out of range
+            setbit k 1 x => ERR bit is not an integer or out of range
+            setbit k 1 "" => ERR bit is not an integer or out of range
+            getbit k 4294967296 => ERR bit offset is not an integer or out of range
+            getbit k -1 => ERR bit offset is not an integer or out of range
+            getbit k x => ERR bit offset is not an integer or out of range
+            "#,
+        );
+    }
+
+    #[test]
+    fn counting_bits() {
+        Console::new().script(
+            r#"
+            set k foobar => OK
+            bitcount k => (integer) 26
+            bitcount k 0 0 => (integer) 4
+            bitcount k 1 1 => (integer) 6
+            bitcount k 1 1 byte => (integer) 6
+            bitcount k 5 30 BIT => (integer) 17
+            bitcount k -2 -1 => (integer) 7
+            bitcount k -10 -1 bit => (integer) 5
+            bitcount k 0 -100 => (integer) 4
+            bitcount k -1 -2 => (integer) 0
+            bitcount k 3 2 => (integer) 0
+            bitcount k 100 200 => (integer) 0
+            bitcount k 0 7 bit => (integer) 4
+            bitcount k 9 9 bit => (integer) 1
+            bitcount k 0 => ERR syntax error
+            bitcount k 0 1 word => ERR syntax error
+            bitcount k 0 1 bit 2 => ERR syntax error
+            bitcount k a 1 => ERR value is not an integer or out of range
+            bitcount k 0 b => ERR value is not an integer or out of range
+            bitcount absent => (integer) 0
+            bitcount absent 0 -1 => (integer) 0
+            set e "" => OK
+            bitcount e => (integer) 0
+            bitcount e 0 -1 => (integer) 0
+            "#,
+        );
+    }
+
+    #[test]
+    fn looking_for_a_bit() {
+        Console::new().script(
+            r#"
+            set k "\xff\xf0\x00" => OK
+            bitpos k 0 => (integer) 12
+            bitpos k 1 => (integer) 0
+            bitpos k 1 2 => (integer) -1
+            bitpos k 0 1 => (integer) 12
+            bitpos k 0 0 0 => (integer) -1
+            bitpos k 1 1 1 => (integer) 8
+            bitpos k 1 12 15 bit => (integer) -1
+            bitpos k 0 7 15 BIT => (integer) 12
+            bitpos k 1 7 15 bit => (integer) 7
+            bitpos k 0 1 -1 byte => (integer) 12
+            bitpos k 0 -1 => (integer) 16
+            bitpos k 1 -3 -3 => (integer) 0
+            bitpos k 1 5 => (integer) -1
+            bitpos k 0 5 => (integer) -1
+            bitpos k 0 2 1 => (integer) -1
+            set k "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff" => OK
+            bitpos k 0 => (integer) 80
+            bitpos k 0 3 => (integer) 80
+            bitpos k 0 0 -1 => (integer) -1
+            bitpos k 0 0 -1 bit => (integer) -1
+            bitpos k 0 79 => (integer) -1
+            bitpos k 0 10 => (integer) -1
+            bitpos k 1 3 => (integer) 24
+            bitpos k 1 77 -1 bit => (integer) 77
+            set k "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" => OK
+            bitpos k 1 => (integer) 87
+            bitpos k 1 0 -2 => (integer) -1
+            bitpos k 1 0 86 bit => (integer) -1
+            bitpos k 1 0 87 bit => (integer) 87
+            bitpos absent 0 => (integer) 0
+            bitpos absent 1 => (integer) -1
+            set e "" => OK
+            bitpos e 0 => (integer) -1
+            bitpos e 1 => (integer) -1
+            bitpos e 0 0 => (integer) -1
+            bitpos k 2 => ERR The bit argument must be 1 or 0.
+            bitpos k x => ERR value is not an integer or out of range
+            bitpos k 1 x => ERR value is not an integer or out of range
+            bitpos k 1 0 x => ERR value is not an integer or out of range
+            bitpos k 1 0 1 word => ERR syntax error
+            bitpos k 1 0 1 bit 3 => ERR syntax error
+            "#,
+        );
+    }
+
+    /// As Redis does since 7.2.
+    #[test]
+    fn arguments_are_checked_for_absent_keys_too() {
+        Console::new().script(
+            r#"
+            bitcount absent 0 => ERR syntax error
+            bitcount absent 0 x => ERR value is not an integer or out of range
+            bitpos absent 1 0 1 word => ERR syntax error
+            "#,
+        );
+    }
+
+    #[test]
+    fn a_bit_that_is_as_asked_is_no_write() {
+        let mut console = Console::new();
+        console.script("setbit k 9 1 => (integer) 0");
+        let hash = console.store.locate(b"k");
+        let before = console.store.version(hash, b"k", 1);
+        console.script("setbit k 9 1 => (integer) 1\n setbit k 10 0 => (integer) 0");
+        assert_eq!(console.store.version(hash, b"k", 1), before);
+    }
+
+    proptest! {
+        /// Whole bytes and words at a time give what one bit after the other would.
+        #[test]
+        fn counting_and_looking_agree_with_single_bits(
+            filler in prop_oneof![Just(0u8), Just(0xff), any::<u8>()],
+            len in 1..40usize, at in any::<usize>(), byte in any::<u8>(), ends in any::<(usize, usize)>(),
+        ) {
+            let mut value = vec![filler; len];
+            value[at % len] = byte;
+            let (a, b) = (ends.0 % (len * 8), ends.1 % (len * 8));
+            let (first, last) = (a.min(b), a.max(b));
+            let slow = (first..=last).filter(|&offset| bit_at(&value, offset)).count() as u64;
+            prop_assert_eq!(count(&value, first, last), slow);
+            for bit in [false, true] {
+                let slow = (first..=last).find(|&offset| bit_at(&value, offset) == bit);
+                prop_assert_eq!(position(&value, bit, first, last), slow);
+            }
+        }
+    }
+}

@@ -452,7 +452,11 @@ impl Common {
         let mut runs: Vec<Run> = Vec::new();
         while i > 0 && j > 0 {
             if a[i - 1] != b[j - 1] {
-                if lens[(i - 1) * width + j] > lens[i * width + j - 1] { i -= 1 } else { j -= 1 }
+                if lens[(i - 1) * width + j] > lens[i * width + j - 1] {
+                    i -= 1
+                } else {
+                    j -= 1
+                }
                 continue;
             }
             match runs.last_mut() {
@@ -553,12 +557,8 @@ impl Lifetime<'_> {
 
 impl Clause {
     fn named(name: &[u8]) -> Option<Clause> {
-        let named = [
-            ("ex", Clause::Seconds),
-            ("px", Clause::Millis),
-            ("exat", Clause::AtSecond),
-            ("pxat", Clause::AtMilli),
-        ];
+        let named =
+            [("ex", Clause::Seconds), ("px", Clause::Millis), ("exat", Clause::AtSecond), ("pxat", Clause::AtMilli)];
         named.iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes())).map(|&(_, clause)| clause)
     }
 
@@ -575,5 +575,350 @@ impl Clause {
         };
         let at = millis.filter(|&millis| millis > 0).and_then(|millis| millis.checked_add(base));
         at.map(|at| at as Millis).ok_or(Failure::ExpireTime(command))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::testing::Console;
+    use crate::store::StoreConfig;
+
+    // The replies in these scripts are those of Redis 7.0, unless said otherwise.
+
+    #[test]
+    fn set_and_its_options() {
+        Console::new().script(
+            r#"
+            get k => (nil)
+            set k v => OK
+            get k => "v"
+            SET k "\x00\r\n" nX => (nil)
+            set k 2 xx => OK
+            get k => "2"
+            set k 3 GET => "2"
+            set k 4 NX GET => "3"
+            set k 5 get xx => "3"
+            get k => "5"
+            set absent x xx get => (nil)
+            set absent x nx get => (nil)
+            set absent y get nx => "x"
+            getset k 6 => "5"
+            getset new 1 => (nil)
+            getdel new => "1"
+            getdel new => (nil)
+            set k v nx xx => ERR syntax error
+            set k v xx nx => ERR syntax error
+            set k v bogus => ERR syntax error
+            set k v persist => ERR syntax error
+            set k v ex => ERR syntax error
+            set k v ex 10 px 10 => ERR syntax error
+            set k v ex 10 keepttl => ERR syntax error
+            set k v keepttl ex 10 => ERR syntax error
+            set k v ex 10 ex 20 => OK
+            ttl k => (integer) 20
+            set k v ex abc => ERR value is not an integer or out of range
+            set k v ex 0 => ERR invalid expire time in 'set' command
+            set k v px -1 => ERR invalid expire time in 'set' command
+            set k v exat 0 => ERR invalid expire time in 'set' command
+            set k v pxat -5 => ERR invalid expire time in 'set' command
+            set k v ex 9223372036854775807 => ERR invalid expire time in 'set' command
+            set k v px 9223372036854775807 => ERR invalid expire time in 'set' command
+            set k v exat 9223372036854775 => OK
+            set k v exat 9223372036854776 => ERR invalid expire time in 'set' command
+            get k => "v"
+            "#,
+        );
+    }
+
+    #[test]
+    fn expiries_are_kept_set_and_dropped() {
+        Console::new().script(
+            r#"
+            set k v EX 100 => OK
+            ttl k => (integer) 100
+            set k w keepttl => OK
+            ttl k => (integer) 100
+            incr n => (integer) 1
+            set n 41 px 100000 => OK
+            incr n => (integer) 42
+            ttl n => (integer) 100
+            incrbyfloat n 0.5 => "42.5"
+            ttl n => (integer) 100
+            append n 0 => (integer) 5
+            ttl n => (integer) 100
+            set k x => OK
+            ttl k => (integer) -1
+            set k v exat 1 => OK
+            get k => (nil)
+            set k v => OK
+            set k v pxat 1 get => "v"
+            exists k => (integer) 0
+            setnx k 1 => (integer) 1
+            setnx k 2 => (integer) 0
+            setex k 100 v => OK
+            ttl k => (integer) 100
+            psetex k 200000 v => OK
+            ttl k => (integer) 200
+            setex k 0 v => ERR invalid expire time in 'setex' command
+            setex k x v => ERR value is not an integer or out of range
+            setex k -1 v => ERR invalid expire time in 'setex' command
+            setex k 9223372036854775807 v => ERR invalid expire time in 'setex' command
+            psetex k 0 v => ERR invalid expire time in 'psetex' command
+            psetex k 9223372036854775807 v => ERR invalid expire time in 'psetex' command
+            getex k => "v"
+            ttl k => (integer) 200
+            getex k persist => "v"
+            ttl k => (integer) -1
+            getex k EX 10 => "v"
+            ttl k => (integer) 10
+            getex k px 20000 => "v"
+            ttl k => (integer) 20
+            getex k ex 10 px 10 => ERR syntax error
+            getex k ex 10 persist => ERR syntax error
+            getex k keepttl => ERR syntax error
+            getex k nx => ERR syntax error
+            getex k ex => ERR syntax error
+            getex k ex 0 => ERR invalid expire time in 'getex' command
+            getex k ex x => ERR value is not an integer or out of range
+            getex k px 9223372036854775807 => ERR invalid expire time in 'getex' command
+            getex absent ex 0 => (nil)
+            getex absent ex x => (nil)
+            getex absent ex x y => ERR syntax error
+            getex k exat 1 => "v"
+            exists k => (integer) 0
+            setex g 100 v => OK
+            getset g w => "v"
+            ttl g => (integer) -1
+            "#,
+        );
+    }
+
+    #[test]
+    fn several_keys() {
+        Console::new().script(
+            r#"
+            mset a 1 b 2 a 3 => OK
+            mget a absent b a => ["3", (nil), "2", "3"]
+            mset a => ERR wrong number of arguments for 'mset' command
+            mset a 1 b => ERR wrong number of arguments for 'mset' command
+            msetnx c 1 a 2 => (integer) 0
+            exists c => (integer) 0
+            msetnx c 1 d 2 c 3 => (integer) 1
+            mget c d => ["3", "2"]
+            msetnx c 1 d => ERR wrong number of arguments for 'msetnx' command
+            "#,
+        );
+    }
+
+    #[test]
+    fn ranges_of_bytes() {
+        Console::new().script(
+            r#"
+            append k ab => (integer) 2
+            append k "" => (integer) 2
+            append k cd => (integer) 4
+            append empty "" => (integer) 0
+            exists empty => (integer) 1
+            strlen k => (integer) 4
+            strlen absent => (integer) 0
+            getrange k 0 -1 => "abcd"
+            getrange k 1 2 => "bc"
+            getrange k -2 -1 => "cd"
+            substr k -3 -2 => "bc"
+            getrange k 2 1 => ""
+            getrange k -1 -2 => ""
+            getrange k 0 -100 => "a"
+            getrange k -100 0 => "a"
+            getrange k 10 20 => ""
+            getrange k 3 9223372036854775807 => "d"
+            getrange k -9223372036854775808 1 => "ab"
+            getrange absent 0 -1 => ""
+            getrange k a 1 => ERR value is not an integer or out of range
+            getrange absent 0 b => ERR value is not an integer or out of range
+            setrange k 2 XY => (integer) 4
+            setrange k 6 Z => (integer) 7
+            get k => "abXY\x00\x00Z"
+            setrange absent 0 "" => (integer) 0
+            setrange absent 9 "" => (integer) 0
+            exists absent => (integer) 0
+            setrange absent 2 x => (integer) 3
+            get absent => "\x00\x00x"
+            setrange k 1 "" => (integer) 7
+            setrange k -1 x => ERR offset is out of range
+            setrange absent2 -1 "" => ERR offset is out of range
+            setrange k x y => ERR value is not an integer or out of range
+            setrange k 536870911 ab => ERR string exceeds maximum allowed size (proto-max-bulk-len)
+            setrange k 9223372036854775807 ab => ERR string exceeds maximum allowed size (proto-max-bulk-len)
+            setrange k 536870912 "" => (integer) 7
+            strlen k => (integer) 7
+            "#,
+        );
+    }
+
+    #[test]
+    fn values_as_numbers() {
+        Console::new().script(
+            r#"
+            incr n => (integer) 1
+            incrby n 41 => (integer) 42
+            decr n => (integer) 41
+            decrby n 50 => (integer) -9
+            incrby n -9 => (integer) -18
+            get n => "-18"
+            incrby n 1.5 => ERR value is not an integer or out of range
+            incrby n "" => ERR value is not an integer or out of range
+            incrby n 9223372036854775808 => ERR value is not an integer or out of range
+            decrby n -9223372036854775808 => ERR decrement would overflow
+            decrby n -9223372036854775807 => (integer) 9223372036854775789
+            set n 9223372036854775807 => OK
+            incr n => ERR increment or decrement would overflow
+            decr n => (integer) 9223372036854775806
+            set n -9223372036854775808 => OK
+            decr n => ERR increment or decrement would overflow
+            incr n => (integer) -9223372036854775807
+            set n " 1" => OK
+            incr n => ERR value is not an integer or out of range
+            set n 007 => OK
+            decr n => ERR value is not an integer or out of range
+            set n 99 => OK
+            incr n => (integer) 100
+            set n -10 => OK
+            incr n => (integer) -9
+            set e "" => OK
+            incr e => ERR value is not an integer or out of range
+            incrbyfloat f 10.5 => "10.5"
+            incrbyfloat f 0.1 => "10.6"
+            incrbyfloat f -5 => "5.6"
+            # Redis, in binary: 5005.60000000000000009
+            incrbyfloat f 5.0e3 => "5005.6"
+            get f => "5005.6"
+            incrbyfloat f abc => ERR value is not a valid float
+            incrbyfloat f "" => ERR value is not a valid float
+            incrbyfloat f nan => ERR value is not a valid float
+            incrbyfloat f inf => ERR increment would produce NaN or Infinity
+            incrbyfloat f " 1" => ERR value is not a valid float
+            incrbyfloat e 1 => ERR value is not a valid float
+            set f abc => OK
+            incrbyfloat f 1 => ERR value is not a valid float
+            set f 3.0 => OK
+            incrbyfloat f 0 => "3"
+            incr f => (integer) 4
+            set f 3.10 => OK
+            incr f => ERR value is not an integer or out of range
+            incrbyfloat z -0 => "0"
+            "#,
+        );
+    }
+
+    #[test]
+    fn longest_common_subsequence() {
+        Console::new().script(
+            r#"
+            mset {k}a ohmytext {k}b mynewtext => OK
+            lcs {k}a {k}b => "mytext"
+            lcs {k}a {k}b len => (integer) 6
+            lcs {k}a {k}b IDX => {"matches": [[[(integer) 4, (integer) 7], [(integer) 5, (integer) 8]], [[(integer) 2, (integer) 3], [(integer) 0, (integer) 1]]], "len": (integer) 6}
+            lcs {k}a {k}b idx minmatchlen 4 => {"matches": [[[(integer) 4, (integer) 7], [(integer) 5, (integer) 8]]], "len": (integer) 6}
+            lcs {k}a {k}b idx MINMATCHLEN 4 withmatchlen => {"matches": [[[(integer) 4, (integer) 7], [(integer) 5, (integer) 8], (integer) 4]], "len": (integer) 6}
+            lcs {k}a {k}b idx minmatchlen -1 withmatchlen => {"matches": [[[(integer) 4, (integer) 7], [(integer) 5, (integer) 8], (integer) 4], [[(integer) 2, (integer) 3], [(integer) 0, (integer) 1], (integer) 2]], "len": (integer) 6}
+            lcs {k}a {k}b minmatchlen 4 => "mytext"
+            lcs {k}a {k}c => ""
+            lcs {k}a {k}c len => (integer) 0
+            lcs {k}a {k}c idx => {"matches": [], "len": (integer) 0}
+            lcs {k}a {k}a idx => {"matches": [[[(integer) 0, (integer) 7], [(integer) 0, (integer) 7]]], "len": (integer) 8}
+            lcs {k}a {k}b idx len => ERR If you want both the length and indexes, please just use IDX.
+            lcs {k}a {k}b minmatchlen => ERR syntax error
+            lcs {k}a {k}b minmatchlen x => ERR value is not an integer or out of range
+            lcs {k}a {k}b what => ERR syntax error
+            "#,
+        );
+    }
+
+    #[test]
+    fn what_expired_is_not_there_for_writes_either() {
+        Console::new().script(
+            r#"
+            set n 10 px 100 => OK
+            set a x px 100 => OK
+            set s x px 100 => OK
+            wait 99
+            get n => "10"
+            wait 1
+            incr n => (integer) 1
+            ttl n => (integer) -1
+            append a y => (integer) 1
+            set s y xx => (nil)
+            set s y nx keepttl get => (nil)
+            ttl s => (integer) -1
+            "#,
+        );
+    }
+
+    #[test]
+    fn a_refused_write_is_answered_by_its_error_alone_and_changes_nothing() {
+        let mut console = Console::new();
+        console.script("set {t}k old => OK");
+        let used = console.store.memory_bytes() as u64;
+        console.store.set_max_memory(used);
+        let refusal = "OOM command not allowed when used memory > 'maxmemory'.";
+        for line in
+            ["set {t}k v get", "getset {t}k v", "append {t}k v", "setrange {t}k 9 v", "incr {t}n", "incrbyfloat {t}n 1"]
+        {
+            assert_eq!(console.run(line), refusal, "{line}");
+        }
+        // The first of the two fits, the second does not.
+        console.store.set_max_memory(used + 1);
+        assert_eq!(console.run("msetnx {t}a 1 {t}b 2"), refusal);
+        console.script("mget {t}k {t}a {t}b {t}n => [\"old\", (nil), (nil), (nil)]");
+    }
+
+    #[test]
+    fn an_oversized_key_is_refused_before_others_are_written() {
+        let mut console = Console::new();
+        let key = vec![b'k'; MAX_KEY_LEN + 1];
+        for command in [&b"mset"[..], b"msetnx"] {
+            assert_eq!(console.run_args(&[command, b"a", b"1", &key, b"2"]), "ERR key is longer than 65535 bytes");
+        }
+        console.script("get a => (nil)");
+    }
+
+    #[test]
+    fn lcs_of_what_would_hold_up_the_core_is_refused() {
+        let mut console = Console::new();
+        let value = vec![b'v'; 4096];
+        console.run_args(&[b"mset", b"{k}a", &value, b"{k}b", &value, b"{k}c", &[b'v'; 4097]]);
+        console.script(
+            "lcs {k}a {k}b len => (integer) 4096
+            lcs {k}a {k}c len => ERR String too long for LCS: the lengths' product is limited to 16777216",
+        );
+    }
+
+    #[test]
+    fn counting_in_place_changes_no_memory() {
+        let mut console = Console::with(StoreConfig { change_log_entries: 1, ..StoreConfig::default() });
+        console.script("set n 10 => OK");
+        let used = console.store.memory_bytes();
+        for n in 11..100 {
+            assert_eq!(console.run("incr n"), format!("(integer) {n}"));
+        }
+        assert_eq!(console.store.memory_bytes(), used);
+    }
+
+    proptest! {
+        /// What LCS answers is a subsequence of both values, made of the runs that IDX lists, and as long as it says.
+        #[test]
+        fn a_common_subsequence_is_one(a in "[ab]{0,20}", b in "[abc]{0,20}") {
+            let common = Common::of(a.as_bytes(), b.as_bytes());
+            let (mut at_a, mut at_b, mut len) = (a.len(), b.len(), 0);
+            for run in &common.runs {
+                prop_assert!(run.a + run.len <= at_a && run.b + run.len <= at_b);
+                prop_assert_eq!(&a[run.a..][..run.len], &b[run.b..][..run.len]);
+                (at_a, at_b, len) = (run.a, run.b, len + run.len);
+            }
+            prop_assert_eq!(len, common.len);
+        }
     }
 }

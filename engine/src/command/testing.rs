@@ -85,9 +85,9 @@ impl Console {
 /// A receiver of replies that writes them down.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
-    pub(crate) text: String,
+    text: String,
     /// Top-level replies begun.
-    pub(crate) replies: usize,
+    replies: usize,
     /// Composites not yet complete: parts missing, parts in all, whether of pairs, closing bracket.
     open: Vec<(usize, usize, bool, char)>,
 }
