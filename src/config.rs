@@ -13,6 +13,7 @@ use gridkv_engine::backend::{Backend, DEFAULT_BACKEND, Registry};
 use gridkv_engine::hash::ShardCount;
 use gridkv_engine::record::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use gridkv_engine::store::StoreConfig;
+use subtle::ConstantTimeEq;
 
 use crate::error::{ConfigError, Error, StartError};
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub slowlog_threshold: Option<Duration>,
     /// Commands that each core keeps for `SLOWLOG`. Default: 128.
     pub slowlog_len: usize,
+    /// What the threads are called: `<name>-<core>`. Linux shows the first 15 bytes. Default: `gridkv`.
+    pub thread_name: String,
 }
 
 /// Bounds on what a client may ask for. Each has its own error.
@@ -92,7 +95,7 @@ impl Default for Limits {
 }
 
 /// Bytes that a request may need beside its longest key and value: framing, the command's name, options.
-const REQUEST_OVERHEAD: usize = 1024;
+pub(crate) const REQUEST_OVERHEAD: usize = 1024;
 /// The most entries a change log may be told to remember.
 const MAX_CHANGE_LOG: usize = 1 << 24;
 
@@ -114,6 +117,7 @@ impl Default for Config {
             tombstone_limit: 4096,
             slowlog_threshold: Some(Duration::from_millis(10)),
             slowlog_len: 128,
+            thread_name: "gridkv".to_owned(),
         }
     }
 }
@@ -218,6 +222,15 @@ impl Secret {
     /// Wraps a password.
     pub fn new(password: impl Into<String>) -> Secret {
         Secret(password.into())
+    }
+
+    /// Whether `given` is the password, in a time that depends on the length of `given` alone.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        let known = self.0.as_bytes();
+        // A password of another length is compared with itself, so that the length is not told by the time.
+        let same_length = known.len() == given.len();
+        let against = if same_length { known } else { given };
+        bool::from(against.ct_eq(given)) & same_length
     }
 
     /// The password.

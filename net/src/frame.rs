@@ -18,7 +18,8 @@
 //! | `Set` | key length | key, value; `aux` = expiry in unix ms, 0 = never |
 //! | `Delete` | - | key |
 //! | `Command` | number of arguments | each argument: u32 length, bytes; `spec` = command, `flag` = reply dialect |
-//! | `Exec` | - | a packed transaction, see [`crate::session`] |
+//! | `Exec` | - | a packed [`crate::session::transaction`]; `flag` = reply dialect |
+//! | `Version` | - | key |
 //! | `Reply` | status | the reply's bytes; `aux` = the reply's number |
 //!
 //! Reading never trusts a length: [`Frames`] validates each head and each bound, because the same decoder serves links
@@ -77,6 +78,8 @@ pub enum Kind {
     Exec = 5,
     /// Answer to any of the others.
     Reply = 6,
+    /// The version of one key, for WATCH.
+    Version = 7,
 }
 
 impl Kind {
@@ -88,6 +91,7 @@ impl Kind {
             4 => Kind::Command,
             5 => Kind::Exec,
             6 => Kind::Reply,
+            7 => Kind::Version,
             _ => return None,
         })
     }

@@ -10,6 +10,7 @@
 //! | [`mesh`] | lanes between cores, their bounds and their back-pressure |
 //! | [`resp`] | the bytes of Redis's protocol: where a command ends, how a reply looks |
 //! | [`ring`] | the sockets of one core: accept, receive, send, close, in one system call per turn |
+//! | [`session`] | what a connection is: commands in, replies in order, transactions |
 //! | [`signal`] | when a sleeping core is woken |
 //! | [`sleeper`] | how a core waits, and what ends the wait |
 
@@ -17,5 +18,6 @@ pub mod frame;
 pub mod mesh;
 pub mod resp;
 pub mod ring;
+pub mod session;
 pub mod signal;
 pub mod sleeper;

@@ -34,9 +34,11 @@ pub(crate) fn start(core: &CoreRc) {
                     if core.stopping.get() {
                         return;
                     }
-                    let swept = core.state.borrow_mut().store.sweep(unix_ms(), SLICE_ENTRIES);
-                    if !swept.more {
-                        break;
+                    {
+                        let state = &mut *core.state.borrow_mut();
+                        if !state.settings.active_expire || !state.store.sweep(unix_ms(), SLICE_ENTRIES).more {
+                            break;
+                        }
                     }
                     drop(core);
                     futures_lite::future::yield_now().await;

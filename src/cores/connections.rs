@@ -1,15 +1,542 @@
-//! placeholder
-use super::Core;
-use crate::Error;
-use gridkv_net::frame::Frame;
+//! The connections of one core: what the socket ring reports becomes calls of sessions, what they write goes out.
+//!
+//! ```text
+//!   ring ─ Data ─▶ session.feed ─▶ out ─┐          siblings, tasks ─▶ session.answer ─▶ out ─┐
+//!     ▲                                 └────────── marked, flushed once per turn ◀──────────┘
+//!     └── one send per connection, the next when it is done; output beyond the bound stops the reading
+//! ```
+//!
+//! Replies of a turn leave together. A client that does not read stops being read from, so what it can make the node
+//! hold is bounded. Connections over the limit are told so and closed.
+//!
+//! Not here: what commands mean (the session), what the pages of HTTP show (`http`).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-pub(crate) struct Connections;
-impl Connections {
-    pub(crate) fn open(_: &super::launch::Seat) -> Result<Connections, Error> { Ok(Connections) }
-    pub(crate) fn wake_fd(&self) -> Result<std::os::fd::OwnedFd, Error> { Err(Error::Closed) }
-    pub(crate) fn turn(&mut self, _: &Rc<Core>) -> bool { false }
-    pub(crate) fn flush(&mut self, _: &Rc<Core>) -> bool { false }
-    pub(crate) fn answer(&mut self, _: &Rc<Core>, _: &Frame<'_>) {}
-    pub(crate) fn has_work(&mut self) -> bool { false }
-    pub(crate) fn set_wakeups(&mut self, _: bool) {}
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use futures_lite::FutureExt;
+use gridkv_engine::Millis;
+use gridkv_engine::reply::Reply;
+use gridkv_net::frame::{Frame, Status};
+use gridkv_net::resp::{Limits as WireLimits, Protocol, Writer};
+use gridkv_net::ring::{ConnId, Event, ListenerId, Ring, RingConfig, RingPort};
+use gridkv_net::session::{Answer, Limits, Session};
+
+use super::backplane::Plane;
+use super::launch::Seat;
+use super::{Core, CoreRc, serve};
+use crate::metrics::{NodeMetrics, render_prometheus};
+use crate::node::Clients;
+use crate::server::clients::ClientView;
+use crate::server::gather::each_core;
+use crate::{Error, config, http};
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 1024;
+/// Input kept for a stalled session before its socket is no longer read.
+const PAUSE_ABOVE: usize = 256 << 10;
+/// Send buffers that grew beyond this are given back.
+const KEEP_BUFFER: usize = 256 << 10;
+/// What a client beyond the limit reads.
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+
+/// Facts about a peer that its session does not need.
+pub(super) struct Peer {
+    pub(super) addr: SocketAddr,
+    /// The name it gave itself, for the slow log.
+    pub(super) name: String,
+    created: Millis,
+    last_active: Millis,
 }
+
+enum Kind {
+    Resp(Box<Session>),
+    Http(Http),
+    /// Was told that there is no place for it.
+    Refused,
+}
+
+/// A connection of a browser or a scraper.
+#[derive(Default)]
+struct Http {
+    input: Vec<u8>,
+    /// A page is being made.
+    busy: bool,
+    last: bool,
+}
+
+struct Conn {
+    id: ConnId,
+    kind: Kind,
+    peer: Peer,
+    /// Replies that are not yet handed to the kernel.
+    out: Vec<u8>,
+    spare: Vec<u8>,
+    /// On the list of connections to flush.
+    marked: bool,
+    /// The session waits for something; on the list of those to try again.
+    stalled: bool,
+    paused: bool,
+    eof: bool,
+}
+
+/// An answer that a task has made.
+struct Made {
+    conn: ConnId,
+    slot: u32,
+    bytes: Vec<u8>,
+}
+
+/// Connections of a core, and the ring under them.
+pub(crate) struct Connections {
+    ring: Ring,
+    table: Table,
+}
+
+struct Table {
+    conns: Vec<Option<Conn>>,
+    marked: Vec<ConnId>,
+    stalled: Vec<ConnId>,
+    made: VecDeque<Made>,
+    resp: Option<(ListenerId, SocketAddr)>,
+    http: Option<(ListenerId, SocketAddr)>,
+    config_limits: config::Limits,
+    limits: Limits,
+    clients: Arc<Clients>,
+    /// Commands begun in this turn, for the latency histogram.
+    fed: u64,
+    fed_since: Option<Instant>,
+}
+
+fn session_limits(limits: &config::Limits) -> Limits {
+    Limits {
+        wire: WireLimits {
+            max_args: u32::try_from(limits.max_args).unwrap_or(u32::MAX),
+            max_bulk: u32::try_from(limits.max_value).unwrap_or(u32::MAX),
+            ..WireLimits::default()
+        },
+        max_key: limits.max_key,
+        query_buffer: limits.query_buffer,
+        output_high_water: limits.output_high_water,
+        max_pending: limits.max_pending,
+        multi_queue: limits.multi_queue,
+    }
+}
+
+/// Runs a task that makes the answer to `slot` of `conn`; a panic in it is answered too.
+pub(super) fn answer_later(core: &CoreRc, conn: ConnId, slot: u32, work: impl Future<Output = Vec<u8>> + 'static) {
+    let core = core.clone();
+    glommio::spawn_local(async move {
+        let bytes = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+            core.state.borrow_mut().metrics.panics += 1;
+            let mut out = Vec::new();
+            Writer::new(Protocol::Resp2, &mut out).error(serve::PANIC_REPLY);
+            out
+        });
+        if let Some(connections) = &mut *core.connections.borrow_mut() {
+            connections.table.made.push_back(Made { conn, slot, bytes });
+        }
+        core.kick();
+    })
+    .detach();
+}
+
+impl Connections {
+    pub(super) fn open(seat: &Seat) -> Result<Connections, Error> {
+        let limits = &seat.config.limits;
+        let mut ring = Ring::new(RingConfig { max_connections: limits.max_connections, ..RingConfig::default() })?;
+        let mut listen = |addr: Option<SocketAddr>| -> Result<_, Error> {
+            Ok(addr.map(|addr| ring.listen(addr, BACKLOG)).transpose()?)
+        };
+        let (resp, http) = (listen(seat.resp)?, listen(seat.http)?);
+        let table = Table {
+            conns: Vec::new(),
+            marked: Vec::new(),
+            stalled: Vec::new(),
+            made: VecDeque::new(),
+            resp,
+            http,
+            config_limits: limits.clone(),
+            limits: session_limits(limits),
+            clients: seat.clients.clone(),
+            fed: 0,
+            fed_since: None,
+        };
+        Ok(Connections { ring, table })
+    }
+
+    pub(super) fn wake_fd(&self) -> Result<std::os::fd::OwnedFd, Error> {
+        self.ring.wake_fd().try_clone_to_owned().map_err(|e| Error::os("duplicating an eventfd", e))
+    }
+
+    /// Takes what the sockets have. Returns whether there was anything.
+    pub(super) fn turn(&mut self, core: &Rc<Core>) -> bool {
+        let Connections { ring, table } = self;
+        {
+            let settings = &core.state.borrow().settings;
+            if settings.limits != table.config_limits {
+                table.config_limits = settings.limits.clone();
+                table.limits = session_limits(&settings.limits);
+            }
+        }
+        let handled = ring.turn(&mut |port, event| table.on_event(core, port, event)).unwrap_or_else(|error| {
+            tracing::error!(core = core.id.0, %error, "the socket ring failed; this core stops the node");
+            core.topology.stop();
+            0
+        });
+        handled > 0
+    }
+
+    /// Finishes a turn: tries stalled sessions again, hands output to the kernel.
+    pub(super) fn flush(&mut self, core: &Rc<Core>) -> bool {
+        let Connections { ring, table } = self;
+        let mut work = !table.made.is_empty();
+        while let Some(Made { conn, slot, bytes }) = table.made.pop_front() {
+            table.on_made(core, conn, slot, bytes);
+        }
+        for at in 0..table.stalled.len() {
+            let conn = table.stalled[at];
+            table.try_again(core, &mut ring.port(), conn);
+        }
+        table.stalled.retain(|&conn| live(&mut table.conns, conn).is_some_and(|conn| conn.stalled));
+        work |= !table.marked.is_empty();
+        let mut marked = std::mem::take(&mut table.marked);
+        for conn in marked.drain(..) {
+            table.send(core, ring, conn);
+        }
+        table.marked = marked;
+        if table.fed > 0 {
+            let elapsed = table.fed_since.map_or_else(Default::default, |since| since.elapsed());
+            core.state.borrow_mut().metrics.record_latency(elapsed, table.fed);
+            table.fed = 0;
+        }
+        table.fed_since = None;
+        // What was queued above goes to the kernel now, not with the next turn.
+        if work {
+            self.turn(core);
+        }
+        work
+    }
+
+    /// Takes the answer of a sibling.
+    pub(super) fn answer(&mut self, core: &Rc<Core>, frame: &Frame<'_>) {
+        let table = &mut self.table;
+        let id = ConnId::from_bits(frame.head.conn);
+        let Some(conn) = live(&mut table.conns, id) else { return };
+        let Kind::Resp(session) = &mut conn.kind else { return };
+        let answer = Answer { status: frame.status(), aux: frame.head.aux, bytes: frame.payload };
+        let state = &mut *core.state.borrow_mut();
+        let mut plane = Plane { core, state, limits: &table.limits, conn: id, peer: &conn.peer };
+        session.answer(frame.head.slot, frame.head.index, &answer, &mut plane, &mut conn.out);
+        mark(&mut table.marked, conn);
+    }
+
+    pub(super) fn has_work(&mut self) -> bool {
+        self.ring.has_work() || !self.table.made.is_empty() || !self.table.marked.is_empty()
+    }
+
+    pub(super) fn set_wakeups(&mut self, on: bool) {
+        self.ring.set_wakeups(on);
+    }
+
+    /// The RESP clients of this core.
+    pub(crate) fn views(&self, core: usize) -> Vec<ClientView> {
+        let Some((_, laddr)) = self.table.resp else { return Vec::new() };
+        let view = |conn: &Conn| {
+            let Kind::Resp(session) = &conn.kind else { return None };
+            let client = session.client();
+            Some(ClientView {
+                id: client.id,
+                addr: conn.peer.addr,
+                laddr,
+                name: client.name.clone(),
+                created: conn.peer.created,
+                last_active: conn.peer.last_active,
+                core,
+                multi: session.queued().map_or(-1, |queued| queued as i64),
+                watching: session.watched(),
+                input_bytes: session.input_bytes(),
+                output_bytes: conn.out.len() + session.parked_bytes(),
+                last_command: client.last,
+                protocol: client.protocol,
+                lib_name: client.lib_name.clone(),
+                lib_ver: client.lib_ver.clone(),
+                no_evict: client.no_evict,
+                no_touch: client.no_touch,
+                reply_off: session.is_silent(),
+                total_commands: client.commands,
+            })
+        };
+        self.table.conns.iter().flatten().filter_map(view).collect()
+    }
+
+    /// Closes a client when its replies so far are sent. False when it is not here.
+    pub(crate) fn kill(&mut self, client: u64) -> bool {
+        for conn in self.table.conns.iter_mut().flatten() {
+            if let Kind::Resp(session) = &mut conn.kind
+                && session.client().id == client
+            {
+                session.close();
+                mark(&mut self.table.marked, conn);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Closes clients that were silent since `before`.
+    pub(crate) fn kill_idle(&mut self, before: Millis) {
+        for conn in self.table.conns.iter_mut().flatten() {
+            if let Kind::Resp(session) = &mut conn.kind
+                && conn.peer.last_active < before
+                && !session.is_waiting()
+            {
+                session.close();
+                mark(&mut self.table.marked, conn);
+            }
+        }
+    }
+
+    /// Bytes of replies that wait for clients.
+    pub(crate) fn output_bytes(&self) -> u64 {
+        self.table.conns.iter().flatten().map(|conn| conn.out.len() as u64).sum()
+    }
+}
+
+#[inline]
+fn live(conns: &mut [Option<Conn>], id: ConnId) -> Option<&mut Conn> {
+    conns.get_mut(id.index())?.as_mut().filter(|conn| conn.id == id)
+}
+
+#[inline]
+fn mark(marked: &mut Vec<ConnId>, conn: &mut Conn) {
+    if !conn.marked {
+        conn.marked = true;
+        marked.push(conn.id);
+    }
+}
+
+impl Table {
+    #[inline]
+    fn on_event(&mut self, core: &CoreRc, port: &mut RingPort<'_>, event: Event<'_>) {
+        match event {
+            Event::Data { conn, bytes } => self.on_data(core, port, conn, bytes),
+            Event::Sent { conn, mut buf } => {
+                let Some(conn) = live(&mut self.conns, conn) else { return };
+                if buf.capacity() > KEEP_BUFFER {
+                    buf = Vec::new();
+                }
+                conn.spare = buf;
+                mark(&mut self.marked, conn);
+            }
+            Event::Accepted { conn, listener, peer, over_limit } => {
+                self.on_accepted(core, port, conn, listener, peer, over_limit);
+            }
+            Event::Eof { conn } => {
+                let Some(conn) = live(&mut self.conns, conn) else { return };
+                conn.eof = true;
+                mark(&mut self.marked, conn);
+            }
+            Event::Closed { conn, .. } => self.on_closed(core, conn),
+            _ => {}
+        }
+    }
+
+    #[inline]
+    fn on_data(&mut self, core: &CoreRc, port: &mut RingPort<'_>, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = live(&mut self.conns, id) else { return };
+        let state = &mut *core.state.borrow_mut();
+        state.metrics.bytes_in += bytes.len() as u64;
+        match &mut conn.kind {
+            Kind::Resp(session) => {
+                conn.peer.last_active = state.now;
+                let before = session.client().commands;
+                if self.fed_since.is_none() {
+                    self.fed_since = Some(Instant::now());
+                }
+                let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
+                session.feed(bytes, &mut plane, &mut conn.out);
+                self.fed += session.client().commands - before;
+                if session.is_stalled() {
+                    if !conn.stalled {
+                        conn.stalled = true;
+                        self.stalled.push(id);
+                    }
+                    if session.input_bytes() > PAUSE_ABOVE && !conn.paused {
+                        conn.paused = true;
+                        port.pause_reads(id);
+                    }
+                }
+            }
+            Kind::Http(page) => {
+                if page.input.len() + bytes.len() <= 2 * http::MAX_HEAD {
+                    page.input.extend_from_slice(bytes);
+                } else {
+                    page.last = true;
+                }
+                next_page(core, id, page, &mut conn.out);
+            }
+            Kind::Refused => {}
+        }
+        mark(&mut self.marked, conn);
+    }
+
+    /// Lets a stalled session go on if it can.
+    fn try_again(&mut self, core: &CoreRc, port: &mut RingPort<'_>, id: ConnId) {
+        let Some(conn) = live(&mut self.conns, id) else { return };
+        let Kind::Resp(session) = &mut conn.kind else { return };
+        let state = &mut *core.state.borrow_mut();
+        let before = session.client().commands;
+        let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
+        session.resume(&mut plane, &mut conn.out);
+        self.fed += session.client().commands - before;
+        conn.stalled = session.is_stalled();
+        if conn.paused && !conn.stalled {
+            conn.paused = false;
+            port.resume_reads(id);
+        }
+        if !conn.out.is_empty() || session.is_finished() {
+            mark(&mut self.marked, conn);
+        }
+    }
+
+    fn on_made(&mut self, core: &CoreRc, id: ConnId, slot: u32, bytes: Vec<u8>) {
+        let Some(conn) = live(&mut self.conns, id) else { return };
+        match &mut conn.kind {
+            Kind::Resp(session) => {
+                let answer = Answer { status: Status::Encoded, aux: 0, bytes: &bytes };
+                let state = &mut *core.state.borrow_mut();
+                let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
+                session.answer(slot, 0, &answer, &mut plane, &mut conn.out);
+            }
+            Kind::Http(page) => {
+                conn.out.extend_from_slice(&bytes);
+                page.busy = false;
+                next_page(core, id, page, &mut conn.out);
+            }
+            Kind::Refused => {}
+        }
+        mark(&mut self.marked, conn);
+    }
+
+    /// Hands a connection's output to the kernel, or ends the connection when there is nothing more to come.
+    #[inline]
+    fn send(&mut self, core: &CoreRc, ring: &mut Ring, id: ConnId) {
+        let Some(conn) = live(&mut self.conns, id) else { return };
+        conn.marked = false;
+        if ring.is_sending(id) {
+            return;
+        }
+        if !conn.out.is_empty() {
+            let out = std::mem::replace(&mut conn.out, std::mem::take(&mut conn.spare));
+            core.state.borrow_mut().metrics.bytes_out += out.len() as u64;
+            if let Err(unsent) = ring.send(id, out) {
+                drop(unsent);
+                ring.close(id);
+                return;
+            }
+        }
+        let (finished, waiting) = match &mut conn.kind {
+            Kind::Resp(session) => {
+                if conn.eof && !conn.stalled {
+                    session.close();
+                }
+                conn.peer.name.clone_from(&session.client().name);
+                (session.is_finished(), session.is_stalled() || session.is_waiting())
+            }
+            Kind::Http(page) => (page.last && !page.busy, page.busy),
+            Kind::Refused => (true, false),
+        };
+        if conn.out.is_empty() && (finished || conn.eof && !waiting) {
+            ring.finish(id);
+        }
+    }
+
+    fn on_accepted(
+        &mut self,
+        core: &CoreRc,
+        port: &mut RingPort<'_>,
+        id: ConnId,
+        listener: ListenerId,
+        peer: SocketAddr,
+        over_limit: bool,
+    ) {
+        let state = &mut *core.state.borrow_mut();
+        let is_resp = self.resp.is_some_and(|(known, _)| known == listener);
+        let open = self.clients.open.fetch_add(1, Ordering::Relaxed);
+        let full = over_limit || open >= u64::from(state.settings.maxclients);
+        let kind = if full {
+            state.metrics.connections_refused += 1;
+            Kind::Refused
+        } else if is_resp {
+            let id = self.clients.next_id.fetch_add(1, Ordering::Relaxed) + 1;
+            Kind::Resp(Box::new(Session::new(id, state.settings.requirepass.is_some())))
+        } else {
+            Kind::Http(Http::default())
+        };
+        state.metrics.connections += 1;
+        state.metrics.connections_total += 1;
+        let peer = Peer { addr: peer, name: String::new(), created: state.now, last_active: state.now };
+        let out = if full { TOO_MANY.to_vec() } else { Vec::new() };
+        if full {
+            port.pause_reads(id);
+        }
+        if self.conns.len() <= id.index() {
+            self.conns.resize_with(id.index() + 1, || None);
+        }
+        let conn = Conn {
+            id,
+            kind,
+            peer,
+            out,
+            spare: Vec::new(),
+            marked: false,
+            stalled: false,
+            paused: false,
+            eof: false,
+        };
+        let conn = self.conns[id.index()].insert(conn);
+        if full {
+            mark(&mut self.marked, conn);
+        }
+    }
+
+    fn on_closed(&mut self, core: &CoreRc, id: ConnId) {
+        if live(&mut self.conns, id).is_some() {
+            self.conns[id.index()] = None;
+            self.clients.open.fetch_sub(1, Ordering::Relaxed);
+            core.state.borrow_mut().metrics.connections -= 1;
+        }
+    }
+}
+
+/// Answers the next request of an HTTP connection, if it is whole.
+fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
+    while !page.busy && !page.last {
+        let http::Parsed::Request(request) = http::parse(&page.input) else { return };
+        page.input.drain(..request.consumed.min(page.input.len()));
+        page.last = !request.keep_alive;
+        let ready = !core.topology.is_stopping();
+        if request.page != http::Page::Metrics {
+            http::respond(&request, http::Content { metrics: "", ready }, out);
+            continue;
+        }
+        page.busy = true;
+        let asked = core.clone();
+        answer_later(core, conn, 0, async move {
+            let started = asked.state.borrow().settings.facts.started;
+            let cores = each_core(&asked, |core| core.metrics()).await;
+            let metrics = render_prometheus(&NodeMetrics { cores, uptime: started.elapsed() });
+            let mut out = Vec::new();
+            http::respond(&request, http::Content { metrics: &metrics, ready }, &mut out);
+            out
+        });
+    }
+}
+

@@ -24,7 +24,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
-use crate::node::Clients;
+use crate::node::{Alive, Clients};
 use crate::topology::{Message, Topology};
 
 /// Memory that an executor registers for its own file operations; it counts against the locked-memory limit.
@@ -48,18 +48,24 @@ pub(crate) struct Seat {
     pub(crate) resp: Option<SocketAddr>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) clients: Arc<Clients>,
+    pub(crate) facts: Arc<Facts>,
 }
 
-/// Starts the executor of a core. `ready` gets its verdict.
-pub(crate) fn start(seat: Seat, ready: flume::Sender<Result<(), Error>>) -> Result<ExecutorJoinHandle<()>, Error> {
+/// Starts the executor of a core. `ready` gets its verdict; `alive` is dropped when the core ends.
+pub(crate) fn start(
+    seat: Seat,
+    ready: flume::Sender<Result<(), Error>>,
+    alive: Alive,
+) -> Result<ExecutorJoinHandle<()>, Error> {
     let (id, cpu) = (seat.id, seat.cpu);
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
-        .name(&format!("gridkv-{}", id.0))
+        .name(&format!("{}-{}", seat.config.thread_name, id.0))
         .io_memory(IO_MEMORY)
         .ring_depth(RING_DEPTH)
         .preempt_timer(PREEMPT)
         .spawn(move || async move {
             super::ON_CORE.set(true);
+            let _alive = alive;
             match build(seat) {
                 Ok(core) => {
                     background::start(&core);
@@ -95,6 +101,9 @@ fn build(seat: Seat) -> Result<Rc<Core>, Error> {
             metrics: CoreMetrics::new(),
             scratch: Scratch::default(),
             now: unix_ms(),
+            settings: Settings::new(&seat.config, seat.facts),
+            slowlog: Slowlog::new(seat.id.index(), seat.topology.cores()),
+            latency: Monitor::default(),
         }),
         connections: RefCell::new(connections),
         topology: seat.topology,

@@ -17,6 +17,7 @@
 //! Not here: what a request does ([`serve`]), and what a connection is (`connections`).
 
 pub(crate) mod background;
+mod backplane;
 pub(crate) mod connections;
 mod handle;
 pub(crate) mod launch;
@@ -46,6 +47,9 @@ use waiters::Waiters;
 use crate::Error;
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
+use crate::server::latency::Monitor;
+use crate::server::settings::Settings;
+use crate::server::slowlog::Slowlog;
 use crate::topology::{Message, Topology};
 
 /// `Head::conn` of requests that a future of this core waits for; connections never have this number.
@@ -65,6 +69,10 @@ pub(crate) struct State {
     pub(crate) scratch: Scratch,
     /// Wall clock in unix milliseconds, read once per turn.
     pub(crate) now: Millis,
+    /// This core's copy of what may change while the node runs.
+    pub(crate) settings: Settings,
+    pub(crate) slowlog: Slowlog,
+    pub(crate) latency: Monitor,
 }
 
 /// A core, shared by the tasks of its executor.

@@ -13,6 +13,7 @@ use gridkv_engine::store::Store;
 use gridkv_engine::Millis;
 use gridkv_net::frame::{Batch, Frame, FrameError, Head, Kind, Status};
 use gridkv_net::resp::{Protocol, Writer};
+use gridkv_net::session::transaction::version_bytes;
 
 use crate::metrics::CoreMetrics;
 
@@ -109,7 +110,15 @@ fn one<'f>(
                 serving.scratch.resp = resp;
             }
         }
-        Kind::Exec => super::transaction::serve(serving, frame, replies)?,
+        Kind::Exec => {
+            if let Err(error) = super::transaction::serve(serving, frame, replies) {
+                push_error(replies, head, &format!("ERR {error}"));
+            }
+        }
+        Kind::Version => match serving.store.version(KeyHash(head.hash), frame.payload, now) {
+            Some(version) => replies.push_reply(head, Status::Value, 0, &version_bytes(version)),
+            None => replies.push_reply(head, Status::Nil, 0, b""),
+        },
         Kind::Reply => push_error(replies, head, "ERR a reply came in the lane of requests"),
     }
     Ok(())

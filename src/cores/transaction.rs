@@ -1,4 +1,64 @@
-//! placeholder
-use gridkv_net::frame::{Batch, Frame, FrameError};
-use super::serve::Serving;
-pub(crate) fn serve(_s: &mut Serving<'_>, _f: &Frame<'_>, _r: &mut Batch) -> Result<(), FrameError> { Ok(()) }
+//! Running a transaction on the core that owns its shard: nothing comes between its commands.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use gridkv_engine::Millis;
+use gridkv_engine::reply::Reply;
+use gridkv_engine::store::Store;
+use gridkv_net::frame::{Batch, Frame, Status};
+use gridkv_net::resp::{Protocol, Writer};
+use gridkv_net::session::transaction::{Malformed, Step, Transaction};
+
+use super::serve::{self, Serving};
+use crate::metrics::CoreMetrics;
+
+/// Answers an `Exec` frame.
+pub(super) fn serve(serving: &mut Serving<'_>, frame: &Frame<'_>, replies: &mut Batch) -> Result<(), Malformed> {
+    let mut out = Vec::new();
+    let protocol = Protocol::from_flag(frame.head.flag);
+    run(serving.store, serving.metrics, serving.now, frame.payload, protocol, &mut out)?;
+    replies.push_reply(&frame.head, Status::Encoded, 0, &out);
+    Ok(())
+}
+
+/// Runs a packed transaction and writes EXEC's reply: nothing but a null when a watched key has changed.
+///
+/// A command that panics is answered with an error; those behind it run, as after any other error.
+pub(super) fn run(
+    store: &mut Store,
+    metrics: &mut CoreMetrics,
+    now: Millis,
+    packed: &[u8],
+    protocol: Protocol,
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
+    let mut transaction = Transaction::new(packed);
+    if !transaction.watched(|hash, key, version| store.version(hash, key, now) == version)? {
+        Writer::new(protocol, out).null_array();
+        return Ok(());
+    }
+    let steps = transaction.steps()?;
+    Writer::new(protocol, out).array(steps as usize);
+    let mut args = Vec::new();
+    for _ in 0..steps {
+        match transaction.step(&mut args)? {
+            Step::Raw(reply) => out.extend_from_slice(reply),
+            Step::Command(spec) => {
+                metrics.record_command(spec, 1);
+                let before = out.len();
+                let done = catch_unwind(AssertUnwindSafe(|| {
+                    serve::run(store, now, spec, &args, &mut Writer::new(protocol, out))
+                }));
+                if done.is_err() {
+                    out.truncate(before);
+                    metrics.panics += 1;
+                    Writer::new(protocol, out).error(serve::PANIC_REPLY);
+                }
+                if out.get(before) == Some(&b'-') {
+                    metrics.record_error(out[before + 1..].trim_ascii_end());
+                }
+            }
+        }
+    }
+    Ok(())
+}

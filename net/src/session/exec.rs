@@ -1,0 +1,233 @@
+//! MULTI, EXEC and WATCH.
+//!
+//! A transaction whose keys, watched ones included, lie in one shard runs on the shard's owner in one go: nothing comes
+//! between its commands. One that spans shards runs command by command in order, which is what pipelines of client libraries
+//! that wrap themselves in MULTI ask for; with watched keys it is refused, because then atomicity was meant.
+
+use gridkv_engine::command::{Route, Spec};
+use gridkv_engine::hash::{KeyHash, ShardId};
+use gridkv_engine::reply::Reply;
+
+use super::replies::Loudness;
+use super::transaction::{Packer, Watched};
+use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step};
+use crate::resp::Writer;
+
+const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
+
+/// Where a transaction's keys lie.
+enum Place {
+    /// In one shard, or there are none.
+    One(Option<KeyHash>),
+    Several,
+}
+
+impl Session {
+    /// Keeps a command for EXEC.
+    pub(super) fn queue(
+        &mut self,
+        spec: &'static Spec,
+        args: &[&[u8]],
+        loudness: Loudness,
+        back: &mut impl Backplane,
+        out: &mut Vec<u8>,
+    ) {
+        let limits = back.limits();
+        let (most, most_bytes) = (limits.multi_queue, limits.query_buffer);
+        let Some(multi) = &mut self.multi else { return };
+        let bytes: usize = args.iter().map(|arg| arg.len() + size_of::<Vec<u8>>()).sum();
+        if multi.queue.len() >= most || multi.bytes + bytes > most_bytes {
+            let text = format!("ERR a transaction may queue {most} commands and {most_bytes} bytes; run it in parts");
+            return self.refuse(&text, loudness, back, out);
+        }
+        multi.bytes += bytes;
+        if !multi.broken {
+            multi.queue.push(Queued { spec, args: args.iter().map(|arg| arg.to_vec()).collect() });
+        }
+        self.reply(loudness, out, |out| out.extend_from_slice(b"+QUEUED\r\n"));
+    }
+
+    pub(super) fn multi(&mut self, loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        if self.multi.is_some() {
+            // Redis does not break the transaction for it.
+            let text = "ERR MULTI calls can not be nested";
+            back.count_error(text.as_bytes());
+            let protocol = self.client.protocol;
+            return self.reply(loudness, out, |out| Writer::new(protocol, out).error(text));
+        }
+        self.multi = Some(Multi::default());
+        self.update_plain();
+        self.ok(loudness, out);
+    }
+
+    pub(super) fn discard(&mut self, loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        if self.multi.is_none() {
+            return self.refuse("ERR DISCARD without MULTI", loudness, back, out);
+        }
+        self.end_multi();
+        self.ok(loudness, out);
+    }
+
+    pub(super) fn end_multi(&mut self) -> Option<Multi> {
+        let multi = self.multi.take();
+        self.watched.clear();
+        self.update_plain();
+        multi
+    }
+
+    pub(super) fn watch(
+        &mut self,
+        args: &[&[u8]],
+        loudness: Loudness,
+        back: &mut impl Backplane,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        if self.multi.is_some() {
+            let text = "ERR WATCH inside MULTI is not allowed";
+            back.count_error(text.as_bytes());
+            let protocol = self.client.protocol;
+            self.reply(loudness, out, |out| Writer::new(protocol, out).error(text));
+            return Step::Done;
+        }
+        // Versions are numbered by position, so one WATCH at a time.
+        if self.replies.open() > 0 {
+            return Step::Later;
+        }
+        if self.watched.len() + args.len() - 1 > back.limits().multi_queue.min(usize::from(u16::MAX)) {
+            self.refuse("ERR too many keys under WATCH", loudness, back, out);
+            return Step::Done;
+        }
+        let keyspace = back.keyspace();
+        let here = back.here();
+        let known = self.watched.len();
+        for &key in &args[1..] {
+            if !self.watched.iter().any(|watched| watched.key == key) {
+                let hash = keyspace.locate(key);
+                self.watched.push(Watched { key: key.to_vec(), hash, version: None });
+            }
+        }
+        if !self.watched[known..].iter().all(|key| {
+            let owner = back.owner(key.hash);
+            owner == here || back.has_room(owner)
+        }) {
+            self.watched.truncate(known);
+            return Step::Later;
+        }
+        let remote = self.watched[known..].iter().filter(|key| back.owner(key.hash) != here).count() as u32;
+        for key in &mut self.watched[known..] {
+            if back.owner(key.hash) == here {
+                key.version = back.version(key.hash, &key.key);
+            }
+        }
+        if remote == 0 {
+            self.ok(loudness, out);
+            return Step::Done;
+        }
+        let slot = self.replies.wait(self.client.protocol, loudness);
+        for (at, key) in self.watched.iter().enumerate().skip(known) {
+            let owner = back.owner(key.hash);
+            if owner != here {
+                back.send(owner, key.hash, slot, at as u32, Request::Version(&key.key));
+            }
+        }
+        self.watching = Some((slot, remote));
+        self.barrier = Some(slot);
+        Step::Done
+    }
+
+    pub(super) fn exec(&mut self, loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
+        let Some(multi) = &self.multi else {
+            self.refuse("ERR EXEC without MULTI", loudness, back, out);
+            return Step::Done;
+        };
+        if multi.broken {
+            self.end_multi();
+            self.refuse(ABORTED, loudness, back, out);
+            return Step::Done;
+        }
+        let wide = multi.queue.iter().find(|step| matches!(step.spec.route, Route::Every(_) | Route::Node));
+        let watching = !self.watched.is_empty();
+        let protocol = self.client.protocol;
+        match (self.place(&multi.queue, back), wide) {
+            (Place::Several, _) if watching => {
+                self.end_multi();
+                self.refuse(CROSS_SLOT, loudness, back, out);
+            }
+            (Place::One(_), Some(step)) if watching => {
+                let name = step.spec.name;
+                self.end_multi();
+                let text = format!("ERR '{name}' works on all shards; a transaction with WATCH works within one");
+                self.refuse(&text, loudness, back, out);
+            }
+            (Place::One(hash), None) => {
+                let owner = hash.map_or(back.here(), |hash| back.owner(hash));
+                if owner != back.here() && !back.has_room(owner) {
+                    return Step::Later;
+                }
+                let watched = std::mem::take(&mut self.watched);
+                let queue = self.end_multi().expect("seen above").queue;
+                let packed = self.pack(&watched, queue, back);
+                if owner == back.here() {
+                    self.reply(loudness, out, |out| back.exec(&packed, protocol, out));
+                } else {
+                    let slot = self.replies.wait(protocol, loudness);
+                    let hash = hash.unwrap_or(KeyHash::MIN);
+                    back.send(owner, hash, slot, 0, Request::Exec(&packed, protocol));
+                }
+            }
+            _ => {
+                let queue = self.end_multi().expect("seen above").queue;
+                let len = queue.len();
+                self.reply(loudness, out, |out| Writer::new(protocol, out).array(len));
+                self.running = queue.into();
+            }
+        }
+        Step::Done
+    }
+
+    fn place(&self, queue: &[Queued], back: &impl Backplane) -> Place {
+        let keyspace = back.keyspace();
+        let keys = queue.iter().flat_map(|step| step.spec.keys(step.args.len()).map(|at| step.args[at].as_slice()));
+        let hashes = keys.map(|key| keyspace.locate(key)).chain(self.watched.iter().map(|key| key.hash));
+        let mut first: Option<(KeyHash, ShardId)> = None;
+        for hash in hashes {
+            let shard = keyspace.shard(hash);
+            match first {
+                None => first = Some((hash, shard)),
+                Some((_, known)) if known != shard => return Place::Several,
+                Some(_) => {}
+            }
+        }
+        Place::One(first.map(|(hash, _)| hash))
+    }
+
+    /// Commands of the session itself are answered now, the others packed for the shard's owner.
+    fn pack(&mut self, watched: &[Watched], queue: Vec<Queued>, back: &mut impl Backplane) -> Vec<u8> {
+        let mut packer = Packer::new(watched, queue.len());
+        for step in queue {
+            if step.spec.route == Route::Session {
+                let args: Vec<&[u8]> = step.args.iter().map(Vec::as_slice).collect();
+                let before = std::mem::take(&mut self.replies);
+                let mut reply = Vec::new();
+                self.own(step.spec, &args, Loudness::Heard, back, &mut reply);
+                self.replies = before;
+                packer.raw(&reply);
+            } else {
+                packer.command(step.spec, &step.args);
+            }
+        }
+        packer.into_bytes()
+    }
+
+    /// The next command of an EXEC that runs one after the other.
+    pub(super) fn run_queued(&mut self, back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
+        let Some(step) = self.running.pop_front() else { return Step::Done };
+        let args: Vec<&[u8]> = step.args.iter().map(Vec::as_slice).collect();
+        let loudness = if self.is_silent() { Loudness::Quiet } else { Loudness::Heard };
+        let done = self.route(step.spec, &args, loudness, back, out);
+        if done == Step::Later {
+            self.running.push_front(step);
+        }
+        done
+    }
+}
