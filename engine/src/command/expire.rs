@@ -3,29 +3,27 @@
 //! A time that is not in the future deletes the key and counts as done. Times are kept as Unix milliseconds; seconds are
 //! rounded to the nearest on the way out, as in Redis.
 
-use super::{Context, number};
-use crate::store::StoreError;
-
-const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+use super::failure::{Failure, or_error};
+use super::{Context, number, one_line};
 
 /// `EXPIRE key seconds [NX | XX | GT | LT]`
 pub(super) fn expire(ctx: &mut Context<'_>) {
-    set(ctx, "expire", 1000, true);
+    or_error(ctx, |ctx| set(ctx, "expire", 1000, true));
 }
 
 /// `PEXPIRE key milliseconds [NX | XX | GT | LT]`
 pub(super) fn pexpire(ctx: &mut Context<'_>) {
-    set(ctx, "pexpire", 1, true);
+    or_error(ctx, |ctx| set(ctx, "pexpire", 1, true));
 }
 
 /// `EXPIREAT key unix-seconds [NX | XX | GT | LT]`
 pub(super) fn expireat(ctx: &mut Context<'_>) {
-    set(ctx, "expireat", 1000, false);
+    or_error(ctx, |ctx| set(ctx, "expireat", 1000, false));
 }
 
 /// `PEXPIREAT key unix-milliseconds [NX | XX | GT | LT]`
 pub(super) fn pexpireat(ctx: &mut Context<'_>) {
-    set(ctx, "pexpireat", 1, false);
+    or_error(ctx, |ctx| set(ctx, "pexpireat", 1, false));
 }
 
 /// Under which condition a new expiry replaces the present one.
@@ -38,7 +36,7 @@ struct Condition {
 }
 
 impl Condition {
-    fn parse(args: &[&[u8]]) -> Result<Condition, String> {
+    fn parse(args: &[&[u8]]) -> Result<Condition, Failure> {
         let mut condition = Condition::default();
         for arg in args {
             match arg.to_ascii_lowercase().as_slice() {
@@ -46,15 +44,15 @@ impl Condition {
                 b"xx" => condition.xx = true,
                 b"gt" => condition.gt = true,
                 b"lt" => condition.lt = true,
-                _ => return Err(format!("ERR Unsupported option {}", super::one_line(&arg[..arg.len().min(128)]))),
+                _ => return Err(Failure::Option(one_line(&arg[..arg.len().min(128)]).into())),
             }
         }
         let Condition { nx, xx, gt, lt } = condition;
         if nx && (xx || gt || lt) {
-            return Err("ERR NX and XX, GT or LT options at the same time are not compatible".into());
+            return Err(Failure::Text("ERR NX and XX, GT or LT options at the same time are not compatible"));
         }
         if gt && lt {
-            return Err("ERR GT and LT options at the same time are not compatible".into());
+            return Err(Failure::Text("ERR GT and LT options at the same time are not compatible"));
         }
         Ok(condition)
     }
@@ -69,47 +67,35 @@ impl Condition {
 }
 
 /// Sets the expiry to the second argument, in units of that many milliseconds, from now on or since 1970.
-fn set(ctx: &mut Context<'_>, name: &str, unit: i64, from_now: bool) {
-    let condition = match Condition::parse(&ctx.args[3..]) {
-        Ok(condition) => condition,
-        Err(text) => return ctx.out.error(&text),
-    };
-    let Some(amount) = number::parse_i64(ctx.args[2]) else { return ctx.out.error(NOT_AN_INTEGER) };
+fn set(ctx: &mut Context<'_>, name: &'static str, unit: i64, from_now: bool) -> Result<(), Failure> {
+    let condition = Condition::parse(&ctx.args[3..])?;
+    let amount = number::parse_i64(ctx.args[2]).ok_or(Failure::NOT_AN_INTEGER)?;
     let base = if from_now { ctx.now as i64 } else { 0 };
-    let Some(when) = amount.checked_mul(unit).and_then(|ms| ms.checked_add(base)) else {
-        return ctx.out.error(&format!("ERR invalid expire time in '{name}' command"));
-    };
+    let when = amount.checked_mul(unit).and_then(|ms| ms.checked_add(base)).ok_or(Failure::ExpireTime(name))?;
     let key = ctx.args[1];
     let hash = ctx.store.locate(key);
-    let Some(entry) = ctx.store.peek(hash, key, ctx.now) else { return ctx.out.integer(0) };
-    let present = (entry.expires_at != 0).then_some(entry.expires_at as i64);
-    if !condition.allows(present, when) {
-        return ctx.out.integer(0);
-    }
-    let done = if when <= ctx.now as i64 {
-        ctx.store.delete(hash, key, ctx.now)
-    } else {
-        ctx.store.set_expiry(hash, key, when as u64, ctx.now)
+    let done = match ctx.store.peek(hash, key, ctx.now) {
+        None => false,
+        Some(entry) if !condition.allows((entry.expires_at != 0).then_some(entry.expires_at as i64), when) => false,
+        Some(_) if when <= ctx.now as i64 => ctx.store.delete(hash, key, ctx.now)?,
+        Some(_) => ctx.store.set_expiry(hash, key, when as u64, ctx.now)?,
     };
-    answer(ctx, done);
+    ctx.out.integer(i64::from(done));
+    Ok(())
 }
 
 /// `PERSIST key`
 pub(super) fn persist(ctx: &mut Context<'_>) {
-    let key = ctx.args[1];
-    let hash = ctx.store.locate(key);
-    let done = match ctx.store.peek(hash, key, ctx.now) {
-        Some(entry) if entry.expires_at != 0 => ctx.store.set_expiry(hash, key, 0, ctx.now),
-        _ => Ok(false),
-    };
-    answer(ctx, done);
-}
-
-fn answer(ctx: &mut Context<'_>, done: Result<bool, StoreError>) {
-    match done {
-        Ok(done) => ctx.out.integer(i64::from(done)),
-        Err(error) => ctx.out.error(&error.to_string()),
-    }
+    or_error(ctx, |ctx| {
+        let key = ctx.args[1];
+        let hash = ctx.store.locate(key);
+        let done = match ctx.store.peek(hash, key, ctx.now) {
+            Some(entry) if entry.expires_at != 0 => ctx.store.set_expiry(hash, key, 0, ctx.now)?,
+            _ => false,
+        };
+        ctx.out.integer(i64::from(done));
+        Ok(())
+    });
 }
 
 /// `TTL key`

@@ -15,6 +15,8 @@ pub(super) enum Failure {
     Text(&'static str),
     /// An expiry that is not positive, or beyond what milliseconds can say, for the named command.
     ExpireTime(&'static str),
+    /// An option that the command does not know, where Redis names it.
+    Option(Box<str>),
     /// The store said no.
     Store(StoreError),
 }
@@ -37,6 +39,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Text(text) => f.write_str(text),
             Failure::ExpireTime(command) => write!(f, "ERR invalid expire time in '{command}' command"),
+            Failure::Option(option) => write!(f, "ERR Unsupported option {option}"),
             Failure::Store(error) => error.fmt(f),
         }
     }

@@ -5,13 +5,15 @@
 //!
 //! Not here: times to live ([`super::expire`]), walking step by step ([`super::scan`]).
 
+use super::failure::{Failure, or_error};
 use super::{Context, glob, number};
+use crate::Millis;
 use crate::hash::KeyHash;
+use crate::record::Entry;
+use crate::reply::Reply;
 use crate::store::StoreError;
 
-const SYNTAX: &str = "ERR syntax error";
-const NO_SUCH_KEY: &str = "ERR no such key";
-const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+const NO_SUCH_KEY: Failure = Failure::Text("ERR no such key");
 const NO_LFU: &str = "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when \
     switching between policies at runtime LRU and LFU data will take some time to adjust.";
 
@@ -23,14 +25,14 @@ const TABLE_SHARE: usize = 64 * 3 / (7 * 2);
 
 /// `DEL key...`, `UNLINK key...`
 pub(super) fn del(ctx: &mut Context<'_>) {
-    let mut deleted = 0;
-    for key in &ctx.args[1..] {
-        match ctx.store.delete(ctx.store.locate(key), key, ctx.now) {
-            Ok(done) => deleted += i64::from(done),
-            Err(error) => return fail(ctx, &error),
+    or_error(ctx, |ctx| {
+        let mut deleted = 0;
+        for key in &ctx.args[1..] {
+            deleted += i64::from(ctx.store.delete(ctx.store.locate(key), key, ctx.now)?);
         }
-    }
-    total(ctx, deleted);
+        total(ctx, deleted);
+        Ok(())
+    });
 }
 
 /// `EXISTS key...`, `TOUCH key...`: a key named twice counts twice.
@@ -62,75 +64,75 @@ pub(super) fn kind(ctx: &mut Context<'_>) {
 
 /// `RENAME key newkey`
 pub(super) fn rename(ctx: &mut Context<'_>) {
-    if let Some(done) = move_value(ctx, true) {
-        debug_assert!(done, "nothing stands in the way");
+    or_error(ctx, |ctx| {
+        move_value(ctx, true)?;
         ctx.out.ok();
-    }
+        Ok(())
+    });
 }
 
 /// `RENAMENX key newkey`
 pub(super) fn renamenx(ctx: &mut Context<'_>) {
-    if let Some(done) = move_value(ctx, false) {
-        ctx.out.integer(i64::from(done));
-    }
+    or_error(ctx, |ctx| {
+        let moved = move_value(ctx, false)?;
+        ctx.out.integer(i64::from(moved));
+        Ok(())
+    });
 }
 
-/// Gives the value under the first argument the second as its key; false when that is taken. `None`: an error was sent.
-fn move_value(ctx: &mut Context<'_>, replace: bool) -> Option<bool> {
+/// Gives the value under the first argument the second as its key; false when that is taken and must stay.
+fn move_value(ctx: &mut Context<'_>, replace: bool) -> Result<bool, Failure> {
     let (from, to) = (ctx.args[1], ctx.args[2]);
     let (from_hash, to_hash) = (ctx.store.locate(from), ctx.store.locate(to));
     if !ctx.store.exists(from_hash, from, ctx.now) {
-        ctx.out.error(NO_SUCH_KEY);
-        return None;
+        return Err(NO_SUCH_KEY);
     }
     if from == to {
-        return Some(replace);
+        return Ok(replace);
     }
     if !replace && ctx.store.exists(to_hash, to, ctx.now) {
-        return Some(false);
+        return Ok(false);
     }
-    let moved =
-        copy_value(ctx, (from_hash, from), (to_hash, to)).and_then(|_| ctx.store.delete(from_hash, from, ctx.now));
-    match moved {
-        Ok(_) => Some(true),
-        Err(error) => {
-            fail(ctx, &error);
-            None
-        }
-    }
+    copy_value(ctx, (from_hash, from), (to_hash, to))?;
+    ctx.store.delete(from_hash, from, ctx.now)?;
+    Ok(true)
 }
 
 /// `COPY source destination [DB 0] [REPLACE]`
 pub(super) fn copy(ctx: &mut Context<'_>) {
-    let (from, to) = (ctx.args[1], ctx.args[2]);
+    or_error(ctx, |ctx| {
+        let (from, to) = (ctx.args[1], ctx.args[2]);
+        let replace = copy_options(&ctx.args[3..])?;
+        if from == to {
+            return Err(Failure::Text("ERR source and destination objects are the same"));
+        }
+        let (from_hash, to_hash) = (ctx.store.locate(from), ctx.store.locate(to));
+        let copied =
+            (replace || !ctx.store.exists(to_hash, to, ctx.now)) && copy_value(ctx, (from_hash, from), (to_hash, to))?;
+        ctx.out.integer(i64::from(copied));
+        Ok(())
+    });
+}
+
+/// Whether what is under the destination may be replaced.
+fn copy_options(options: &[&[u8]]) -> Result<bool, Failure> {
     let mut replace = false;
-    let mut options = ctx.args[3..].iter();
+    let mut options = options.iter();
     while let Some(option) = options.next() {
         if option.eq_ignore_ascii_case(b"replace") {
             replace = true;
-        } else if option.eq_ignore_ascii_case(b"db")
-            && let Some(db) = options.next()
-        {
-            match number::parse_i64(db).and_then(|db| i32::try_from(db).ok()) {
-                Some(0) => {}
-                Some(_) => return ctx.out.error("ERR DB index is out of range"),
-                None => return ctx.out.error(NOT_AN_INTEGER),
-            }
-        } else {
-            return ctx.out.error(SYNTAX);
+            continue;
+        }
+        let (true, Some(db)) = (option.eq_ignore_ascii_case(b"db"), options.next()) else {
+            return Err(Failure::SYNTAX);
+        };
+        match number::parse_i64(db).and_then(|db| i32::try_from(db).ok()) {
+            Some(0) => {}
+            Some(_) => return Err(Failure::Text("ERR DB index is out of range")),
+            None => return Err(Failure::NOT_AN_INTEGER),
         }
     }
-    if from == to {
-        return ctx.out.error("ERR source and destination objects are the same");
-    }
-    let (from_hash, to_hash) = (ctx.store.locate(from), ctx.store.locate(to));
-    if !replace && ctx.store.exists(to_hash, to, ctx.now) {
-        return ctx.out.integer(0);
-    }
-    match copy_value(ctx, (from_hash, from), (to_hash, to)) {
-        Ok(copied) => ctx.out.integer(i64::from(copied)),
-        Err(error) => fail(ctx, &error),
-    }
+    Ok(replace)
 }
 
 /// Writes value and expiry of one key under another; false when there is nothing under the first.
@@ -167,24 +169,21 @@ pub(super) fn keys(ctx: &mut Context<'_>) {
 
 /// `FLUSHDB [ASYNC | SYNC]`, `FLUSHALL [ASYNC | SYNC]`: gone for readers when it answers, either way.
 pub(super) fn flush(ctx: &mut Context<'_>) {
-    match ctx.args {
-        [_] => {}
-        [_, mode] if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => {}
-        _ => return ctx.out.error(SYNTAX),
-    }
-    match ctx.store.clear(ctx.now) {
-        Ok(()) => ctx.out.ok(),
-        Err(error) => fail(ctx, &error),
-    }
+    or_error(ctx, |ctx| {
+        match ctx.args {
+            [_] => {}
+            [_, mode] if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => {}
+            _ => return Err(Failure::SYNTAX),
+        }
+        ctx.store.clear(ctx.now)?;
+        ctx.out.ok();
+        Ok(())
+    });
 }
 
 /// `OBJECT ENCODING key`: what Redis would say of such a value.
 pub(super) fn object_encoding(ctx: &mut Context<'_>) {
-    let key = ctx.args[2];
-    match ctx.store.get(ctx.store.locate(key), key, ctx.now) {
-        Some(entry) => ctx.out.bulk(encoding(entry.value).as_bytes()),
-        None => ctx.out.null(),
-    }
+    object(ctx, |entry, _, out| out.bulk(encoding(entry.value).as_bytes()));
 }
 
 fn encoding(value: &[u8]) -> &'static str {
@@ -197,53 +196,47 @@ fn encoding(value: &[u8]) -> &'static str {
 
 /// `OBJECT REFCOUNT key`
 pub(super) fn object_refcount(ctx: &mut Context<'_>) {
-    let key = ctx.args[2];
-    match ctx.store.get(ctx.store.locate(key), key, ctx.now) {
-        Some(_) => ctx.out.integer(1),
-        None => ctx.out.null(),
-    }
+    object(ctx, |_, _, out| out.integer(1));
 }
 
 /// `OBJECT IDLETIME key`: since the last write, for reads leave no trace.
 pub(super) fn object_idletime(ctx: &mut Context<'_>) {
-    let key = ctx.args[2];
-    match ctx.store.get(ctx.store.locate(key), key, ctx.now) {
-        Some(entry) => ctx.out.integer((ctx.now.saturating_sub(entry.version.hlc.millis()) / 1000) as i64),
-        None => ctx.out.null(),
-    }
+    object(ctx, |entry, now, out| out.integer((now.saturating_sub(entry.version.hlc.millis()) / 1000) as i64));
 }
 
 /// `OBJECT FREQ key`
 pub(super) fn object_freq(ctx: &mut Context<'_>) {
+    object(ctx, |_, _, out| out.error(NO_LFU));
+}
+
+/// Tells something about the value under the second argument, or null.
+fn object(ctx: &mut Context<'_>, tell: fn(Entry<'_>, Millis, &mut dyn Reply)) {
     let key = ctx.args[2];
     match ctx.store.get(ctx.store.locate(key), key, ctx.now) {
-        Some(_) => ctx.out.error(NO_LFU),
+        Some(entry) => tell(entry, ctx.now, ctx.out),
         None => ctx.out.null(),
     }
 }
 
 /// `MEMORY USAGE key [SAMPLES count]`: exact, so samples are not needed.
 pub(super) fn memory_usage(ctx: &mut Context<'_>) {
-    let key = ctx.args[2];
-    let mut options = ctx.args[3..].iter();
-    while let Some(option) = options.next() {
-        let (true, Some(samples)) = (option.eq_ignore_ascii_case(b"samples"), options.next()) else {
-            return ctx.out.error(SYNTAX);
-        };
-        match number::parse_i64(samples) {
-            Some(0..) => {}
-            Some(_) => return ctx.out.error(SYNTAX),
-            None => return ctx.out.error(NOT_AN_INTEGER),
+    or_error(ctx, |ctx| {
+        let key = ctx.args[2];
+        let mut options = ctx.args[3..].iter();
+        while let Some(option) = options.next() {
+            let (true, Some(samples)) = (option.eq_ignore_ascii_case(b"samples"), options.next()) else {
+                return Err(Failure::SYNTAX);
+            };
+            if number::parse_i64(samples).ok_or(Failure::NOT_AN_INTEGER)? < 0 {
+                return Err(Failure::SYNTAX);
+            }
         }
-    }
-    match ctx.store.peek(ctx.store.locate(key), key, ctx.now) {
-        Some(entry) => ctx.out.integer((entry.footprint() + TABLE_SHARE) as i64),
-        None => ctx.out.null(),
-    }
-}
-
-fn fail(ctx: &mut Context<'_>, error: &StoreError) {
-    ctx.out.error(&error.to_string());
+        match ctx.store.peek(ctx.store.locate(key), key, ctx.now) {
+            Some(entry) => ctx.out.integer((entry.footprint() + TABLE_SHARE) as i64),
+            None => ctx.out.null(),
+        }
+        Ok(())
+    });
 }
 
 #[cfg(test)]
