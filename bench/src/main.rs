@@ -13,11 +13,14 @@
 
 #![forbid(unsafe_code)]
 
+mod child;
+mod compare;
 mod data;
 mod distribution;
 mod echo;
 mod failure;
 mod fleet;
+mod growth;
 mod interrupt;
 mod latency;
 mod options;
@@ -53,6 +56,8 @@ struct Cli {
 enum Command {
     Resp(resp::Args),
     Echo(echo::Args),
+    Compare(compare::Args),
+    Growth(growth::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +65,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Resp(args) => resp::run(args),
         Command::Echo(args) => echo::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Growth(args) => growth::run(args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),

@@ -6,12 +6,9 @@ use crate::failure::Failure;
 use crate::requests::{Protocol, Requests};
 use crate::units;
 
-/// What keys and values look like.
+/// How long keys and values are.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct DataArgs {
-    /// Keys in the table, such as 100k or 1m
-    #[arg(long, default_value = "100k", value_parser = units::number, value_name = "COUNT")]
-    pub(crate) keys: u64,
+pub(crate) struct SizeArgs {
     /// Length of keys: 16, 10-40 (evenly), or mix:16@9,64@1 (with weights)
     #[arg(long, default_value = "16", value_name = "BYTES")]
     pub(crate) key_size: Sizes,
@@ -20,14 +17,24 @@ pub(crate) struct DataArgs {
     pub(crate) value_size: Sizes,
 }
 
+/// What keys and values look like.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DataArgs {
+    /// Keys in the table, such as 100k or 1m
+    #[arg(long, default_value = "100k", value_parser = units::number, value_name = "COUNT")]
+    pub(crate) keys: u64,
+    #[command(flatten)]
+    pub(crate) sizes: SizeArgs,
+}
+
 impl DataArgs {
     /// Templates for up to `highest` keys.
     pub(crate) fn requests(&self, protocol: Protocol, highest: u64) -> Result<Requests, Failure> {
         if self.keys == 0 {
             return Err(Failure::Usage("a load needs at least one key".into()));
         }
-        let keys = Keys::new(self.key_size.clone(), highest).map_err(Failure::Usage)?;
-        Ok(Requests::new(protocol, keys, Values::new(self.value_size.clone())))
+        let keys = Keys::new(self.sizes.key_size.clone(), highest).map_err(Failure::Usage)?;
+        Ok(Requests::new(protocol, keys, Values::new(self.sizes.value_size.clone())))
     }
 }
 

@@ -189,8 +189,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             threads: args.hands.threads,
             pipeline: args.pipeline,
             keys: args.data.keys,
-            key_size: args.data.key_size.to_string(),
-            value_size: args.data.value_size.to_string(),
+            key_size: args.data.sizes.key_size.to_string(),
+            value_size: args.data.sizes.value_size.to_string(),
             distribution: distribution.to_string(),
             mix: mix.to_string(),
             rate: args.rate,
@@ -208,8 +208,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         args.hands.threads,
         args.pipeline,
         units::count(args.data.keys as f64),
-        args.data.key_size,
-        args.data.value_size,
+        args.data.sizes.key_size,
+        args.data.sizes.value_size,
         args.rate.map(|rate| format!(", {} due", units::rate(rate as f64))).unwrap_or_default(),
     );
     if let Some(rate) = loaded {
