@@ -1,7 +1,8 @@
 //! Patterns of `KEYS`, `SCAN … MATCH`, `CONFIG GET` and `COMMAND LIST`: Redis's, byte by byte.
 //!
 //! `*` any bytes, `?` one byte, `[a-c]` one of a set (`[^…]` one not of it), `\x` the byte x itself. What is malformed
-//! matches as in Redis: a set that is never closed ends with the pattern, a last `\` stands for itself.
+//! matches as in Redis: a set that is never closed ends with the pattern, a last `\` stands for itself. Unlike there, `**`
+//! matches the empty text, as `*` does.
 //!
 //! Each piece but `*` takes exactly one byte, so after a mismatch only the latest `*` can be given one byte more; that
 //! bounds the work by the product of the lengths, whatever the pattern.
@@ -93,9 +94,10 @@ mod tests {
 
     #[test]
     fn patterns_match_as_in_redis() {
-        let yes: [(&str, &str); 24] = [
+        let yes: [(&str, &str); 25] = [
             ("", ""),
             ("*", ""),
+            ("**", ""),
             ("*", "anything"),
             ("a*", "a"),
             ("h?llo", "hallo"),

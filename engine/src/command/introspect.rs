@@ -2,7 +2,7 @@
 //!
 //! Shapes are those of Redis 7.0, which clients use to find the keys of a command they do not know. What Redis tells in
 //! prose is our own, and DOCS names no arguments. What a command does to its keys is the one thing that the table's rows do
-//! not have; it is below, in [`accesses`].
+//! not have; it is in `accesses`, below.
 
 use super::{Flags, Merge, Route, Spec, all, glob, lookup};
 use crate::reply::Reply;

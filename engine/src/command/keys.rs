@@ -14,6 +14,7 @@ use crate::reply::Reply;
 use crate::store::StoreError;
 
 const NO_SUCH_KEY: Failure = Failure::Text("ERR no such key");
+const NOT_A_DB: Failure = Failure::Text("ERR value is out of range, value must between -2147483648 and 2147483647");
 const NO_LFU: &str = "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when \
     switching between policies at runtime LRU and LFU data will take some time to adjust.";
 
@@ -126,10 +127,10 @@ fn copy_options(options: &[&[u8]]) -> Result<bool, Failure> {
         let (true, Some(db)) = (option.eq_ignore_ascii_case(b"db"), options.next()) else {
             return Err(Failure::SYNTAX);
         };
-        match number::parse_i64(db).and_then(|db| i32::try_from(db).ok()) {
-            Some(0) => {}
-            Some(_) => return Err(Failure::Text("ERR DB index is out of range")),
-            None => return Err(Failure::NOT_AN_INTEGER),
+        match i32::try_from(number::parse_i64(db).ok_or(Failure::NOT_AN_INTEGER)?) {
+            Ok(0) => {}
+            Ok(_) => return Err(Failure::Text("ERR DB index is out of range")),
+            Err(_) => return Err(NOT_A_DB),
         }
     }
     Ok(replace)
@@ -325,7 +326,7 @@ mod tests {
             ttl c => (integer) -1
             copy k d db 1 => ERR DB index is out of range
             copy k d db zero => ERR value is not an integer or out of range
-            copy k d db 4294967296 => ERR value is not an integer or out of range
+            copy k d db 4294967296 => ERR value is out of range, value must between -2147483648 and 2147483647
             copy k d db => ERR syntax error
             copy k d over => ERR syntax error
             exists d => (integer) 0
