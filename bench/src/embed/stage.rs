@@ -68,12 +68,14 @@ pub(crate) struct Task {
     pub(crate) walk: Walk,
     pub(crate) value: Arc<[u8]>,
     stop: Arc<AtomicBool>,
+    begun: bool,
 }
 
 impl Task {
+    /// Whether to end the loop; never before its first round, however late it began.
     #[inline]
-    pub(crate) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+    pub(crate) fn stopped(&mut self) -> bool {
+        std::mem::replace(&mut self.begun, true) && self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -254,7 +256,7 @@ impl Stage {
     }
 
     fn task(&self, keys: &Arc<[Key]>, at: usize) -> Task {
-        Task { walk: Walk { keys: keys.clone(), at }, value: self.value.clone(), stop: Arc::default() }
+        Task { walk: Walk { keys: keys.clone(), at }, value: self.value.clone(), stop: Arc::default(), begun: false }
     }
 
     /// One loop on each core, over the core's own keys.
