@@ -6,6 +6,9 @@
 //! | `echo` | nothing: it is a server without a table, the most that sockets on this machine allow |
 //! | `compare` | our node beside other servers, the same load in turn, round after round |
 //! | `growth` | pauses while a table grows to ten times its keys |
+//! | `embed` | the engine inside this process, beside concurrent maps |
+//! | `scale` | the same over numbers of cores, with a fit of the scalability law |
+//! | `memory` | what an entry costs beyond its key and value |
 //!
 //! Each command is a module with its `Args` and a `run`; a new one adds a line to [`Command`] and one to [`main`].
 //! A run that gives no figure ends with a [`failure::Failure`] on standard error and exit code 1; one that was interrupted
@@ -18,22 +21,32 @@ mod compare;
 mod data;
 mod distribution;
 mod echo;
+#[cfg(feature = "embedded")]
+mod embed;
 mod failure;
 mod fleet;
 mod growth;
 mod interrupt;
 mod latency;
+#[cfg(feature = "embedded")]
+mod memory;
 mod options;
 mod pace;
 mod pin;
+#[cfg(feature = "embedded")]
+mod plot;
 mod progress;
 mod random;
 mod replies;
 mod report;
 mod requests;
 mod resp;
+#[cfg(feature = "embedded")]
+mod scale;
 mod table;
 mod units;
+#[cfg(feature = "embedded")]
+mod usl;
 mod worker;
 mod workload;
 
@@ -58,6 +71,15 @@ enum Command {
     Echo(echo::Args),
     Compare(compare::Args),
     Growth(growth::Args),
+    #[cfg(feature = "embedded")]
+    Embed(embed::Args),
+    #[cfg(feature = "embedded")]
+    Scale(scale::Args),
+    #[cfg(feature = "embedded")]
+    Memory(memory::Args),
+    #[cfg(feature = "embedded")]
+    #[command(name = memory::CHILD, hide = true)]
+    MemoryChild(memory::ChildArgs),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +89,14 @@ fn main() -> ExitCode {
         Command::Echo(args) => echo::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Growth(args) => growth::run(args),
+        #[cfg(feature = "embedded")]
+        Command::Embed(args) => embed::run(args),
+        #[cfg(feature = "embedded")]
+        Command::Scale(args) => scale::run(args),
+        #[cfg(feature = "embedded")]
+        Command::Memory(args) => memory::run(args),
+        #[cfg(feature = "embedded")]
+        Command::MemoryChild(args) => memory::run_child(args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
