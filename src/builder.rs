@@ -89,6 +89,12 @@ impl Builder {
         self
     }
 
+    /// What the threads are called: `<name>-<core>`. Linux shows the first 15 bytes.
+    pub fn thread_name(mut self, name: &str) -> Builder {
+        self.config.thread_name = name.to_owned();
+        self
+    }
+
     /// How long a core without work polls before it sleeps: latency against an idle CPU.
     pub fn spin(mut self, spin: Duration) -> Builder {
         self.config.spin = spin;

@@ -10,7 +10,6 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 
-use gridkv_engine::record::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use gridkv_engine::store::StoreError;
 use gridkv_net::ring::RingError;
 
@@ -91,16 +90,6 @@ impl Error {
         StartError::Executor { core, cpu, cause: cause.to_owned() }.into()
     }
 
-    /// Why the store refused a write of a key and a value with so many bytes.
-    pub(crate) fn from_store(error: StoreError, key: usize, value: usize) -> Error {
-        match error {
-            StoreError::OutOfMemory => Error::OutOfMemory,
-            StoreError::KeyTooLong => Error::KeyTooLong { len: key, max: MAX_KEY_LEN },
-            StoreError::ValueTooLong => Error::ValueTooLong { len: value, max: MAX_VALUE_LEN },
-            other => Error::Reply(other.to_string()),
-        }
-    }
-
     /// The meaning of an error reply, `bytes` being its text with prefix.
     pub(crate) fn from_reply(bytes: &[u8]) -> Error {
         if bytes.starts_with(b"OOM ") {
@@ -118,7 +107,6 @@ impl From<StoreError> for Error {
         Error::from_reply(error.to_string().as_bytes())
     }
 }
-
 
 /// A setting that makes no sense: which one, why, and what would.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

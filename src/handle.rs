@@ -333,6 +333,12 @@ impl GridKv {
         ended.await.map_err(|_| Error::Closed)?
     }
 
+    /// Waits until the node has stopped, whoever stopped it: [`GridKv::close`] on another clone, or a client's `SHUTDOWN`.
+    /// Every core has left its loop by then; [`GridKv::close`] waits for their threads too.
+    pub async fn closed(&self) {
+        let _ = self.running.ended.recv_async().await;
+    }
+
     /// Runs `work` as a task on a core, beside the data: no hop for the keys that core owns.
     ///
     /// The future stays on that core, so it need not be `Send`. It shares the core with everything else: a loop that does

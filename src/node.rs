@@ -15,6 +15,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::cores::CoreHandle;
 use crate::cores::launch::{self, Seat};
 use crate::metrics::{CoreMetrics, NodeMetrics};
+use crate::server::settings::Facts;
 use crate::topology::{INBOX_MESSAGES, Link, Topology, shards_of};
 use crate::{Config, Error, GridKv, cores, platform};
 
@@ -27,12 +28,27 @@ pub(crate) struct Clients {
     pub(crate) next_id: AtomicU64,
 }
 
+/// Held by the thread of a core while it runs. Whatever ends that thread, a panic of the loop too, ends the whole node: one
+/// without some of its shards would leave their clients waiting for ever.
+pub(crate) struct Alive {
+    topology: Arc<Topology>,
+    _alive: flume::Sender<()>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.topology.stop();
+    }
+}
+
 /// What every handle of a node shares.
 pub(crate) struct Running {
     pub(crate) topology: Arc<Topology>,
     pub(crate) resp_addr: Option<SocketAddr>,
     pub(crate) http_addr: Option<SocketAddr>,
     pub(crate) started: Instant,
+    /// Nothing is ever sent: it is disconnected once every core has ended.
+    pub(crate) ended: flume::Receiver<()>,
     /// Taken by whoever joins first. A lock of the control path: no core ever touches it.
     threads: Mutex<Vec<ExecutorJoinHandle<()>>>,
 }
@@ -87,13 +103,16 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
     let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice()));
     let config = Arc::new(config);
     let clients = Arc::new(Clients::default());
+    let facts = Arc::new(Facts::new(&config, resp, cpus.len()));
     let (ready, verdicts) = flume::bounded(cpus.len());
+    let (alive, ended) = flume::bounded(0);
     let shards = u32::from(keyspace.shards.get());
     let mut running = Running {
         topology: topology.clone(),
         resp_addr: resp,
         http_addr: http,
         started: Instant::now(),
+        ended,
         threads: Mutex::new(Vec::new()),
     };
 
@@ -121,12 +140,14 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
             resp,
             http,
             clients: clients.clone(),
+            facts: facts.clone(),
         };
+        let alive = Alive { topology: topology.clone(), _alive: alive.clone() };
         // On an error `running` is dropped, which stops and joins the cores started so far.
-        let thread = launch::start(seat, ready.clone())?;
+        let thread = launch::start(seat, ready.clone(), alive)?;
         running.threads.get_mut().unwrap_or_else(|e| e.into_inner()).push(thread);
     }
-    drop(ready);
+    drop((ready, alive));
     for _ in &cpus {
         match verdicts.recv() {
             Ok(verdict) => verdict?,
