@@ -11,7 +11,7 @@ const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user i
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 const SYNTAX: &str = "ERR syntax error";
 /// What clients take for the server's version when they decide what they may use.
-pub const REDIS_VERSION: &str = "7.2.0";
+const REDIS_VERSION: &str = "7.2.0";
 
 /// Whether a command is executed inside MULTI instead of being queued.
 pub(super) fn runs_inside_multi(spec: &Spec) -> bool {

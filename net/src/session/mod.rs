@@ -27,7 +27,6 @@ pub mod transaction;
 
 use std::collections::VecDeque;
 
-use gridkv_engine::Millis;
 use gridkv_engine::command::{self, CommandId, Flags, Merge, Route, Spec};
 use gridkv_engine::hash::{KeyHash, Keyspace};
 use gridkv_engine::hlc::Version;
