@@ -116,8 +116,15 @@ pub(crate) fn shards_of(core: usize, cores: usize, shards: u32) -> Range<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::shards_of;
+pub(crate) mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    /// A way to a core that is not there.
+    pub(crate) fn link() -> Link {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd can be made");
+        Link { inbox: flume::bounded(1).0, signal: Arc::new(Signal::new(fd)) }
+    }
 
     #[test]
     fn every_shard_has_one_owner_and_the_load_is_even() {

@@ -25,6 +25,9 @@ use crate::config::Config;
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
 use crate::node::{Alive, Clients};
+use crate::server::latency::Monitor;
+use crate::server::settings::{Facts, Settings};
+use crate::server::slowlog::Slowlog;
 use crate::topology::{Message, Topology};
 
 /// Memory that an executor registers for its own file operations; it counts against the locked-memory limit.

@@ -1,1 +1,210 @@
-//! placeholder
+//! Commands about the node: those whose route in the table is [`Route::Node`](gridkv_engine::command::Route::Node).
+//!
+//! ```text
+//!   session ──answer(core, caller, spec, args)──▶ one reply, as bytes
+//!                        │
+//!                        └─ each_core ─▶ code that runs on every core, and brings back copies
+//! ```
+//!
+//! An answer is made by a task of the caller's core. It may await other cores and timers and holds nothing meanwhile;
+//! the session goes on with other connections. Everything but the gathering sees only values and is tested as such.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `settings` | what may change while the node runs, and how all cores agree on it |
+//! | `gather` | how a task asks other cores |
+//! | `config` | `CONFIG` |
+//! | `info` | `INFO` |
+//! | `clients` | `CLIENT LIST`, `INFO`, `KILL` |
+//! | `slow` | `SLOWLOG`, `LATENCY`; `slowlog` and `latency` hold what they show |
+//! | `memory` | `MEMORY` |
+//! | `keys` | `SCAN`, `RANDOMKEY` |
+//! | `debug` | `DEBUG` |
+
+pub(crate) mod clients;
+mod config;
+mod debug;
+pub(crate) mod gather;
+mod info;
+mod keys;
+pub(crate) mod latency;
+mod memory;
+pub(crate) mod settings;
+mod slow;
+pub(crate) mod slowlog;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use gridkv_engine::command::Spec;
+use gridkv_engine::command::number::parse_i64;
+use gridkv_engine::reply::Reply;
+use gridkv_net::resp::{Protocol, Writer};
+
+pub(crate) use slow::note;
+
+use crate::cores::CoreRc;
+
+/// The longest that `WAIT` and `DEBUG SLEEP` let their client wait, whatever it asks for: a bound on forgotten tasks.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+const SYNTAX: &str = "ERR syntax error";
+const NOT_A_NUMBER: &str = "ERR value is not an integer or out of range";
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// As `CLIENT ID` shows it.
+    pub(crate) client: u64,
+    pub(crate) protocol: Protocol,
+}
+
+/// Why a command is refused: the whole error line. Nothing was changed and nothing of a reply was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused(Cow<'static, str>);
+
+impl From<&'static str> for Refused {
+    fn from(text: &'static str) -> Refused {
+        Refused(text.into())
+    }
+}
+
+impl From<String> for Refused {
+    fn from(text: String) -> Refused {
+        Refused(text.into())
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a command wrote its reply.
+type Outcome = Result<(), Refused>;
+
+/// Answers a command of the node: the bytes of exactly one reply in the caller's protocol.
+pub(crate) async fn answer(core: CoreRc, caller: Caller, spec: &'static Spec, args: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    if let Err(refused) = dispatch(&core, &caller, spec, &args, &mut out).await {
+        debug_assert!(out.is_empty(), "a refused command has written nothing");
+        Writer::new(caller.protocol, &mut out).error(&refused.0);
+    }
+    out
+}
+
+async fn dispatch(core: &CoreRc, caller: &Caller, spec: &Spec, args: &[&[u8]], out: &mut Vec<u8>) -> Outcome {
+    if spec.name == "debug" {
+        return debug::debug(core, caller.protocol, args, out).await;
+    }
+    let out = &mut Writer::new(caller.protocol, out);
+    match spec.name {
+        "info" => info::info(core, args, out).await,
+        "config|get" => config::get(core, args, out),
+        "config|set" => config::set(core, args, out).await,
+        "config|resetstat" => config::reset_statistics(core, out).await,
+        "config|rewrite" => Err("ERR The server is running without a config file".into()),
+        "client|list" => clients::list(core, caller, args, out).await,
+        "client|info" => clients::info(core, caller, args, out).await,
+        "client|kill" => clients::kill(core, caller, args, out).await,
+        "slowlog|get" => slow::get(core, args, out).await,
+        "slowlog|len" => slow::len(core, out).await,
+        "slowlog|reset" => slow::reset(core, out).await,
+        "latency|doctor" => slow::doctor(core, out).await,
+        "latency|graph" => slow::graph(core, args, out).await,
+        "latency|histogram" => slow::histogram(core, args, out).await,
+        "latency|history" => slow::history(core, args, out).await,
+        "latency|latest" => slow::latest(core, out).await,
+        "latency|reset" => slow::reset_latency(core, args, out).await,
+        "memory|stats" => memory::stats(core, out).await,
+        "memory|doctor" => memory::doctor(core, out).await,
+        "memory|purge" => memory::purge(out),
+        "scan" => keys::scan(core, args, out).await,
+        "randomkey" => keys::random(core, out).await,
+        "role" => role(out),
+        "time" => time(out),
+        "wait" => wait(args, out).await,
+        "shutdown" => shutdown(core, args, out),
+        name => Err(format!("ERR '{name}' is not served by this node").into()),
+    }
+}
+
+/// `ROLE`: a master without replicas.
+fn role(out: &mut dyn Reply) -> Outcome {
+    out.array(3);
+    out.bulk(b"master");
+    out.integer(0);
+    out.array(0);
+    Ok(())
+}
+
+/// `TIME`.
+fn time(out: &mut dyn Reply) -> Outcome {
+    let now = unix_us();
+    out.array(2);
+    out.bulk((now / 1_000_000).to_string().as_bytes());
+    out.bulk((now % 1_000_000).to_string().as_bytes());
+    Ok(())
+}
+
+/// `WAIT numreplicas timeout`. There are no replicas: a client that wants some waits for its timeout and learns of none.
+async fn wait(args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+    let replicas = integer(args[1])?;
+    let timeout = integer(args[2]).map_err(|_| "ERR timeout is not an integer or out of range")?;
+    let timeout = u64::try_from(timeout).map_err(|_| "ERR timeout is negative")?;
+    if replicas > 0 {
+        // A timeout of 0 means for ever.
+        let asked = if timeout == 0 { LONGEST_WAIT } else { Duration::from_millis(timeout) };
+        glommio::timer::sleep(asked.min(LONGEST_WAIT)).await;
+    }
+    out.integer(0);
+    Ok(())
+}
+
+/// `SHUTDOWN`. The node keeps no files, so a shutdown that is asked to save is refused, unless it is forced.
+fn shutdown(core: &CoreRc, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+    let known = ["nosave", "save", "now", "force", "abort"];
+    let (mut asked, rest) = ([false; 5], &args[1..]);
+    for arg in rest {
+        let option = known.iter().position(|option| word(arg, option)).ok_or(SYNTAX)?;
+        asked[option] = true;
+    }
+    let [nosave, save, _, force, abort] = asked;
+    if (nosave && save) || (abort && rest.len() > 1) {
+        return Err(SYNTAX.into());
+    }
+    if abort {
+        return Err("ERR No shutdown in progress.".into());
+    }
+    if save && !force {
+        return Err("ERR this node keeps no files and cannot save: use SHUTDOWN NOSAVE".into());
+    }
+    out.ok();
+    core.topology.stop();
+    Ok(())
+}
+
+/// Lines of help as Redis sends them.
+fn help(lines: &[&str], out: &mut dyn Reply) {
+    out.array(lines.len());
+    for line in lines {
+        out.simple(line);
+    }
+}
+
+/// Whether an argument is that word, in any case.
+fn word(arg: &[u8], word: &str) -> bool {
+    arg.eq_ignore_ascii_case(word.as_bytes())
+}
+
+fn integer(arg: &[u8]) -> Result<i64, Refused> {
+    parse_i64(arg).ok_or(NOT_A_NUMBER.into())
+}
+
+/// Wall clock in unix microseconds.
+fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
