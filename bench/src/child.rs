@@ -10,6 +10,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -189,7 +190,8 @@ impl Server {
             Err(_) => Command::new(&recipe.program),
         };
         command.args(recipe.filled(port, port2, cores)).current_dir(env::temp_dir());
-        command.stdin(Stdio::null()).stdout(copy()?).stderr(copy()?);
+        // A process group of its own: the terminal's Ctrl-C is for us, who end the server after we have told what it did.
+        command.stdin(Stdio::null()).stdout(copy()?).stderr(copy()?).process_group(0);
         let child = pin::while_on(cores, || command.spawn())?.map_err(|error| Failure::Program {
             program: recipe.program.display().to_string(),
             what: error.to_string(),

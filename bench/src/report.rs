@@ -32,6 +32,9 @@ pub(crate) struct Report {
     pub(crate) longest_pause: Duration,
     /// The longest time in which the generator itself did not look: what it says about pauses is no better than this.
     pub(crate) own_pause: Duration,
+    /// The share of time in which the generator had something to do, that of its busiest thread. Near 1 it is the
+    /// generator that is measured, not the server.
+    pub(crate) busy: f64,
 }
 
 /// A report as JSON.
@@ -46,6 +49,7 @@ pub(crate) struct Figures {
     wrong_values: u64,
     longest_pause_us: f64,
     generator_pause_us: f64,
+    generator_busy: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,6 +70,7 @@ impl Report {
             elapsed: Duration::ZERO,
             longest_pause: Duration::ZERO,
             own_pause: Duration::ZERO,
+            busy: 0.0,
         }
     }
 
@@ -100,6 +105,7 @@ impl Report {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.longest_pause = self.longest_pause.max(other.longest_pause);
         self.own_pause = self.own_pause.max(other.own_pause);
+        self.busy = self.busy.max(other.busy);
     }
 
     /// Operations answered without an error.
@@ -141,6 +147,7 @@ impl Report {
             wrong_values: self.wrong,
             longest_pause_us: self.longest_pause.as_secs_f64() * 1e6,
             generator_pause_us: self.own_pause.as_secs_f64() * 1e6,
+            generator_busy: self.busy,
         }
     }
 
@@ -163,9 +170,10 @@ impl Report {
         let pause = self.longest_pause.as_secs_f64() * 1e6;
         let own = self.own_pause.as_secs_f64() * 1e6;
         text += &format!(
-            "\n{} s; longest wait for any reply {} (the generator itself stood still for up to {})\n",
-            (self.elapsed.as_secs_f64() * 100.0).round() / 100.0,
+            "\n{:.2} s; longest wait for any reply {}; generator busy {:.0} %, it stood still for up to {}\n",
+            self.elapsed.as_secs_f64(),
             units::latency(pause),
+            self.busy * 100.0,
             units::latency(own)
         );
         if self.misses > 0 {

@@ -302,6 +302,23 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_takes_no_more_clients_is_quoted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let args = args(&format!("--addr {} --connections 1", listener.local_addr().unwrap()));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, b"-ERR max number of clients reached\r\n").unwrap();
+            // Until the client goes: the reply must not be overtaken by a reset.
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        });
+        let (mix, distribution) = args.workload().unwrap();
+        let failure = args.measure(&mix, distribution).err().unwrap().to_string();
+        // It may come before the first request or, as its answer, after.
+        assert!(failure.contains("refused: ERR"), "{failure}");
+        server.join().unwrap();
+    }
+
+    #[test]
     fn a_server_that_hangs_up_is_a_failure_not_a_panic() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let args = args(&format!("--addr {} --connections 1", listener.local_addr().unwrap()));

@@ -265,12 +265,14 @@ impl Worker {
             Schedule::new(rate, arrivals, start, random)
         });
         let mut before = start;
+        let mut idle = 0;
         let mut noted_until = start;
         loop {
-            self.turn()?;
+            let handled = self.turn()?;
             let state = &mut self.state;
             let now = state.now();
-            state.report.own_pause = state.report.own_pause.max(Duration::from_nanos(now - before));
+            let since_before = now - before;
+            state.report.own_pause = state.report.own_pause.max(Duration::from_nanos(since_before));
             before = now;
             if now >= end && state.issuing && !open {
                 state.issuing = false;
@@ -285,11 +287,13 @@ impl Worker {
                     state.issuing = false;
                 }
             }
-            if !state.ready.is_empty() {
-                match open {
-                    true => state.flush_open(&mut self.ring)?,
-                    false => state.flush_closed(&mut self.ring, now)?,
-                }
+            let nothing_to_send =
+                if open { state.due.is_empty() && state.followups == 0 } else { state.ready.is_empty() };
+            match (nothing_to_send, open) {
+                (false, true) => state.flush_open(&mut self.ring)?,
+                (false, false) => state.flush_closed(&mut self.ring, now)?,
+                (true, _) if handled == 0 => idle += since_before,
+                (true, _) => {}
             }
             state.done.0.store(state.ended, Ordering::Relaxed);
             if state.left == 0 {
@@ -319,6 +323,7 @@ impl Worker {
         let elapsed = Duration::from_nanos(noted_until.saturating_sub(start));
         let mut report = std::mem::replace(&mut state.report, Report::new());
         report.elapsed = elapsed;
+        report.busy = 1.0 - idle as f64 / before.saturating_sub(start).max(1) as f64;
         report.rate = report.operations() as f64 / elapsed.as_secs_f64().max(1e-9);
         Ok(report)
     }
@@ -397,7 +402,11 @@ impl State {
         let (mut answered, mut ended, mut followed) = (0, 0, 0);
         let fed = replies.feed(bytes, &mut |reply| {
             let Some(asked) = in_flight.pop_front() else {
-                unasked = true;
+                // Servers with too many clients say so before they are asked anything.
+                match reply {
+                    Reply::Error(text) => refused = Some(String::from_utf8_lossy(text).into_owned()),
+                    _ => unasked = true,
+                }
                 return;
             };
             answered += 1;
