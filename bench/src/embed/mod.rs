@@ -20,7 +20,8 @@
 //! write includes what a node's write includes: version, change log, digest.
 //!
 //! The cases run in turn, round after round, so that a machine that changes its speed changes it for all; told are the
-//! median over rounds and the least and greatest. Rates count wall time: what else runs on the cores takes its share.
+//! median over rounds and the least and greatest. Rates count wall time: what else runs on the cores takes its share. *CPU*
+//! is the time that the workers' threads ran per operation, polling included, and does not depend on that.
 
 mod maps;
 mod node;
@@ -111,7 +112,9 @@ struct Row {
     highest: f64,
     /// Median of the mean over workers.
     per_worker: f64,
-    /// Time of one worker per operation, for rates; nothing for latencies.
+    /// Nanoseconds that the workers' threads ran per operation, median.
+    cpu_ns: f64,
+    /// Where single operations were timed.
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Latency>,
 }
@@ -196,16 +199,17 @@ fn row(case: &'static str, outcomes: &[Outcome]) -> Row {
         p99_us: median(&each(|l| l.at_us(0.99))),
         max_us: spread(&each(|l| l.max_us())).1,
     });
-    Row { case, workers, per_second, lowest, highest, per_worker: per_second / workers as f64, latency }
+    let cpu_ns = median(&outcomes.iter().map(|o| o.cpu_ns).collect::<Vec<_>>());
+    Row { case, workers, per_second, lowest, highest, per_worker: per_second / workers as f64, cpu_ns, latency }
 }
 
 fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new(["case", "in all", "least", "greatest", "per worker", "per op", "p50", "p99", "max"]);
+    let mut table = Table::new(["case", "in all", "least", "greatest", "per worker", "CPU", "p50", "p99", "max"]);
     for row in rows {
         let rates = [row.per_second, row.lowest, row.highest, row.per_worker].map(units::rate);
         let mut cells = vec![row.case.to_owned()];
         cells.extend(rates);
-        cells.push(format!("{:.1} ns", 1e9 / row.per_worker));
+        cells.push(nanoseconds(row.cpu_ns));
         if let Some(latency) = &row.latency {
             cells.extend([latency.p50_us, latency.p99_us, latency.max_us].map(units::latency));
         }
@@ -214,16 +218,21 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
+/// Short times with a digit that `units` would drop.
+fn nanoseconds(ns: f64) -> String {
+    if ns < 100.0 { format!("{ns:.1} ns") } else { units::latency(ns / 1e3) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_row_is_the_median_of_the_rounds() {
-        let outcome = |rates: [f64; 2]| Outcome { rates: rates.to_vec(), latencies: None };
+        let outcome = |rates: [f64; 2]| Outcome { rates: rates.to_vec(), cpu_ns: rates[0], latencies: None };
         let row = row("x", &[outcome([10.0, 20.0]), outcome([1.0, 1.0]), outcome([30.0, 30.0])]);
         assert_eq!((row.per_second, row.lowest, row.highest), (30.0, 2.0, 60.0));
-        assert_eq!((row.workers, row.per_worker), (2, 15.0));
+        assert_eq!((row.workers, row.per_worker, row.cpu_ns), (2, 15.0, 10.0));
     }
 
     #[test]

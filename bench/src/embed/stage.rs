@@ -13,6 +13,7 @@ use futures_lite::future::{block_on, poll_once};
 use gridkv::config::CoreSet;
 use gridkv::{CoreHandle, GridKv};
 use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::maps::{Dash, Papaya};
 use crate::data::Keys;
@@ -151,8 +152,22 @@ pub(crate) fn touch(value: &[u8]) -> u64 {
 struct Lap {
     worker: usize,
     seen: Seen,
-    start: Instant,
-    end: Instant,
+    start: Moment,
+    end: Moment,
+}
+
+/// A point in time, and how long the calling thread had run by then.
+#[derive(Clone, Copy)]
+struct Moment {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Moment {
+    fn now() -> Moment {
+        let cpu = clock_gettime(ClockId::ThreadCPUTime);
+        Moment { wall: Instant::now(), cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32) }
+    }
 }
 
 /// What a case gave in one round.
@@ -160,30 +175,36 @@ struct Lap {
 pub(crate) struct Outcome {
     /// Operations per second, by core or thread.
     pub(crate) rates: Vec<f64>,
+    /// Nanoseconds that the workers' threads ran per operation: what others took of their cores does not count.
+    pub(crate) cpu_ns: f64,
     pub(crate) latencies: Option<Latencies>,
 }
 
 impl Outcome {
-    /// Loops of one worker ran side by side; workers add up.
+    /// Loops of one worker ran side by side on one thread; workers add up.
     fn of(laps: Vec<Lap>) -> Outcome {
         let workers = laps.iter().map(|lap| lap.worker + 1).max().unwrap_or(0);
-        let rates = (0..workers)
-            .filter_map(|worker| {
-                let mine = || laps.iter().filter(move |lap| lap.worker == worker);
-                let took = mine().map(|lap| lap.end).max()?.duration_since(mine().map(|lap| lap.start).min()?);
-                let done: u64 = mine().map(|lap| lap.seen.done).sum();
-                Some(done as f64 / took.as_secs_f64().max(1e-9))
-            })
-            .collect();
-        for lap in &laps {
+        let mut outcome = Outcome { rates: Vec::new(), cpu_ns: 0.0, latencies: None };
+        let (mut cpu, mut operations) = (Duration::ZERO, 0);
+        for worker in 0..workers {
+            let mine = || laps.iter().filter(move |lap| lap.worker == worker);
+            let first = mine().map(|lap| lap.start).min_by_key(|moment| moment.wall);
+            let last = mine().map(|lap| lap.end).max_by_key(|moment| moment.wall);
+            let Some((first, last)) = first.zip(last) else { continue };
+            let done: u64 = mine().map(|lap| lap.seen.done).sum();
+            outcome.rates.push(done as f64 / last.wall.duration_since(first.wall).as_secs_f64().max(1e-9));
+            cpu += last.cpu.saturating_sub(first.cpu);
+            operations += done;
+        }
+        outcome.cpu_ns = cpu.as_nanos() as f64 / operations.max(1) as f64;
+        for lap in laps {
             assert_eq!(lap.seen.found, lap.seen.done, "every key was written before, and nothing expires");
             std::hint::black_box(lap.seen.sum);
+            if let Some(part) = lap.seen.latencies {
+                outcome.latencies.get_or_insert_with(Latencies::new).add(&part);
+            }
         }
-        let latencies = laps.into_iter().filter_map(|lap| lap.seen.latencies).reduce(|mut all, part| {
-            all.add(&part);
-            all
-        });
-        Outcome { rates, latencies }
+        outcome
     }
 
     /// Operations per second of all workers.
@@ -288,9 +309,9 @@ impl Stage {
         for Post { core: worker, mut task } in posts {
             task.stop = stop.clone();
             let mut lap = Box::pin(self.db.on_core(worker, move |core| async move {
-                let start = Instant::now();
+                let start = Moment::now();
                 let seen = work(core, task).await?;
-                Ok::<_, gridkv::Error>(Lap { worker, seen, start, end: Instant::now() })
+                Ok::<_, gridkv::Error>(Lap { worker, seen, start, end: Moment::now() })
             }));
             // The first poll sends the task to its core.
             match block_on(poll_once(&mut lap)) {
@@ -329,9 +350,9 @@ impl Stage {
                         if let Some(cpu) = cpu {
                             pin::this_thread(&[cpu])?;
                         }
-                        let start = Instant::now();
+                        let start = Moment::now();
                         let seen = work(task)?;
-                        Ok(Lap { worker, seen, start, end: Instant::now() })
+                        Ok(Lap { worker, seen, start, end: Moment::now() })
                     })
                 })
                 .collect();
