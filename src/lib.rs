@@ -52,7 +52,7 @@ pub use builder::Builder;
 pub use bytes::Bytes;
 pub use config::Config;
 pub use cores::CoreHandle;
-pub use error::Error;
+pub use error::{ConfigError, Error, StartError};
 pub use handle::{Blocking, GridKv, SetOptions, SetOutcome};
 pub use node::Stats;
 pub use scan::{Scan, ScanKeys};
