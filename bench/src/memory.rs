@@ -1,9 +1,9 @@
 //! `memory`: what an entry costs beyond its key and value.
 //!
-//! Each size runs in a process of its own (this program again, with a hidden command), so that what an earlier one left in
-//! the allocator is in no figure. *Grown* is the resident memory of that process after loading less before; overhead is
-//! grown less keys and values, over entries. It includes everything: tables, free space in them and in the allocator, the
-//! change log. Beside it stands the node's own account, which its memory limit goes by.
+//! Each size runs in a process of its own (this program again, with a hidden command), so that what an earlier one left
+//! in the allocator is in no figure. *Grown* is the resident memory of that process after loading less before; overhead
+//! is grown less keys and values, over entries. It includes everything: tables, free space in them and in the allocator,
+//! the change log. Beside it stands the node's own account, which its memory limit goes by.
 //!
 //! Redis is measured in the same way: a fresh server without persistence, its resident memory before and after, its own
 //! account `used_memory`.

@@ -1,7 +1,7 @@
 //! A chart of rate over cores as SVG: text, no library.
 //!
-//! Each series is measured points, the curve fitted to them, and a dashed line from the first point in ideal proportion.
-//! The chart is complete in itself (fonts of the viewer, colours that differ for most kinds of colour blindness).
+//! Each series is measured points, the curve fitted to them, and a dashed line from the first point in ideal
+//! proportion. The chart is complete in itself (fonts of the viewer, colours that differ for most kinds of colour blindness).
 
 use std::fmt::Write;
 

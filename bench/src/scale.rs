@@ -8,8 +8,8 @@
 //!             64 tasks, or reads of 64 keys at once
 //! ```
 //!
-//! *Efficiency* is the rate over n times the rate of one core. *Per hop* is what an operation that hops takes longer of all
-//! cores together: (n / X(n) − 1 / X(1)) · n / (n−1), with X the uniform rate; the machine's own loss is part of it.
+//! *Efficiency* is the rate over n times the rate of one core. *Per hop* is what an operation that hops takes longer of
+//! all cores together: (n / X(n) − 1 / X(1)) · n / (n−1), with X the uniform rate; the machine's own loss is part of it.
 //!
 //! Not here: rates over sockets (`compare`), several machines.
 
@@ -73,8 +73,9 @@ const MANY_GET: usize = 2;
 const LOCAL_SET: usize = 3;
 const UNIFORM_SET: usize = 4;
 
-/// What the GridKV (Go) README publishes for its default storage backend: threads and operations per second, on an
-/// i7-12700H with 20 threads. The last reads "10M+"; 14 times one thread is what it claims.
+/// Where [`PUBLISHED`] comes from.
+const PUBLISHED_BY: &str = "GridKV (Go) README, memory-sharded backend called in process, i7-12700H (20 threads)";
+/// Threads and operations per second; the last reads "10M+".
 const PUBLISHED: [(usize, f64); 4] = [(1, 0.7e6), (8, 5e6), (16, 8e6), (32, 10e6)];
 
 /// A load over all numbers of cores.
@@ -145,7 +146,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if args.json {
         let document = serde_json::json!({
             "command": "scale", "keys": args.keys, "value_size": args.value_size, "rounds": args.rounds,
-            "seconds": args.seconds.as_secs_f64(), "curves": curves, "published_go": PUBLISHED,
+            "seconds": args.seconds.as_secs_f64(), "curves": curves,
+            "published": { "by": PUBLISHED_BY, "points": PUBLISHED },
         });
         println!("{document:#}");
     } else {
@@ -238,9 +240,7 @@ fn text(args: &Args, curves: &[Curve]) -> String {
         let up = ops / PUBLISHED[0].1;
         published.row([threads.to_string(), units::rate(ops), units::ratio(up), percent(Some(up / threads as f64))]);
     }
-    text += &format!(
-        "{published}GridKV (Go) README, memory-sharded backend called in process, i7-12700H (20 threads); not measured here\n\n"
-    );
+    text += &format!("{published}{PUBLISHED_BY}; not measured here\n\n");
 
     let mut laws = Table::new(["law X(n) = λn / (1 + σ(n−1) + κn(n−1))", "λ", "σ", "κ", "limit"]);
     for curve in curves {

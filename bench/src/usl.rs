@@ -6,10 +6,10 @@
 //!           1 + σ (n−1) + κ n (n−1)       κ  cost of agreeing, paid between every pair of workers (coherency)
 //! ```
 //!
-//! Least squares on the rates, σ and κ not negative. The reciprocal n/X is linear in 1/λ, σ/λ, κ/λ, so a linear fit gives
-//! the start and Gauss-Newton steps do the rest; a coefficient that would become negative is left out, and of all such
-//! models the one that fits best is taken. A model never has more coefficients than there are distinct counts of workers: two
-//! counts tell λ and σ only.
+//! Least squares on the rates, σ and κ not negative. The reciprocal n/X is linear in 1/λ, σ/λ, κ/λ, so a linear fit
+//! gives the start and Gauss-Newton steps do the rest; a coefficient that would become negative is left out, and of all
+//! such models the one that fits best is taken. A model never has more coefficients than there are distinct counts of
+//! workers: two counts tell λ and σ only.
 
 use serde::Serialize;
 

@@ -1,8 +1,8 @@
 //! Concurrent maps that an application might use instead, each as its documentation says it is fastest.
 //!
 //! * DashMap: a read holds a shard's lock while it looks; a write changes the value in place.
-//! * papaya: a read pins an epoch, once per block of keys; a write puts a new value in the old one's place, since readers
-//!   may still hold it.
+//! * papaya: a read pins an epoch, once per block of keys; a write puts a new value in the old one's place, since
+//!   readers may still hold it.
 //!
 //! Keys and values are byte strings on the heap, as a store of any keys must have them.
 

@@ -1,7 +1,7 @@
 //! What all cases share: a node with its keys, and ways to put loops on cores and threads and stop them together.
 //!
-//! A loop ends when `stop` is set, which the measuring thread does; each loop notes when it began and ended, so a late start
-//! costs nothing but time.
+//! A loop ends when the measuring thread sets `stop`; each loop notes when it began and ended, so a late start costs
+//! nothing but time.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -327,8 +327,8 @@ impl Stage {
         Ok(Outcome::of(laps))
     }
 
-    /// Runs loops in threads of their own, bound to a CPU where one is given, over the node's keys of that number's core or
-    /// over all keys.
+    /// Runs loops in threads of their own: bound to a CPU, if one is given, over the keys of the core in whose place it
+    /// stands; otherwise anywhere, over all keys.
     pub(crate) fn on_threads(
         &self,
         cpus: &[Option<usize>],
