@@ -77,7 +77,7 @@ fn run(settings: Settings) -> Result<(), Refusal> {
     });
     match ends.recv().expect("the thread that watches signals holds a sender for ever") {
         End::Signal(signal) => tracing::info!(signal = name_of(signal), "stopping"),
-        End::Stopped => tracing::info!("stopping: the node was told to"),
+        End::Stopped => tracing::info!("stopping: a client said SHUTDOWN, or a core ended"),
     }
     block_on(db.close()).map_err(|error| match error {
         Error::Panicked => Refusal::new("a core ended with a panic; the log has the place"),

@@ -488,8 +488,8 @@ fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("An in-memory key-value server that speaks Redis's protocol: one pinned thread per CPU core, nothing shared.")
         .after_help(
-            "Every setting can also be an environment variable (GRIDKV_MAXMEMORY=4gb) or a line of the file that --config\n\
-             names (maxmemory = \"4gb\"). A flag beats the environment, which beats the file.\n\n\
+"Every setting can also be an environment variable (GRIDKV_MAXMEMORY=4gb) or a line of the file that \
+             --config names (maxmemory = \"4gb\"). A flag beats the environment, which beats the file.\n\n\
              Stop it with Ctrl-C, SIGTERM, or the command SHUTDOWN. Data lives in memory only and is gone then.",
         )
         .arg(
