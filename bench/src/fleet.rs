@@ -69,7 +69,7 @@ pub(crate) struct Fleet {
     hands: Vec<Hand>,
     outcomes: Receiver<Outcome>,
     shared: Arc<Shared>,
-    keys: u64,
+    connections: u64,
     chooser: KeyChooser,
     random: Random,
 }
@@ -87,6 +87,7 @@ impl Fleet {
             requests: target.requests,
             password: target.password,
             check: target.check,
+            keys: target.keys,
             newest: AtomicU64::new(target.keys),
         });
         let (tell, outcomes) = mpsc::channel();
@@ -94,7 +95,7 @@ impl Fleet {
             hands: Vec::with_capacity(threads),
             outcomes,
             shared,
-            keys: target.keys,
+            connections: target.connections as u64,
             chooser: KeyChooser::new(target.distribution, target.keys, 0, 1),
             random: Random::new(target.seed, 0),
         };
@@ -119,13 +120,13 @@ impl Fleet {
     /// Writes every key once.
     pub(crate) fn load(&mut self, pipeline: usize, progress: Progress) -> Result<Report, Failure> {
         let run = Run {
-            label: format!("writing {} keys", crate::units::count(self.keys as f64)),
+            label: format!("writing {} keys", crate::units::count(self.shared.keys as f64)),
             mix: Mix::only(Kind::Set),
             pipeline: pipeline.max(LOAD_PIPELINE),
             rate: None,
-            limit: Limit::Count(self.keys),
+            limit: Limit::Count(self.shared.keys),
         };
-        let (keys, threads) = (self.keys, self.hands.len() as u64);
+        let (keys, threads) = (self.shared.keys, self.hands.len() as u64);
         let report = self
             .start(&run, progress, |thread| KeyChooser::new(Distribution::Sequential, keys, thread as u64, threads))?;
         match report.errors.first_key_value() {
@@ -161,6 +162,7 @@ impl Fleet {
                     Limit::Count(count) => Limit::Count(share(count, index, threads)),
                 },
                 random: Random::new(self.random.next(), index as u64),
+                window: self.connections * run.pipeline as u64,
             };
             hand.done.0.store(0, Ordering::Relaxed);
             // A thread that is gone has told why, which is read below.

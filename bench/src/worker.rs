@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) password: Option<String>,
     /// Compare each value read with what was written.
     pub(crate) check: bool,
+    /// Keys that exist before the first insert.
+    pub(crate) keys: u64,
     /// One beyond the highest key written so far.
     pub(crate) newest: AtomicU64,
 }
@@ -79,6 +81,9 @@ pub(crate) struct Job {
     pub(crate) rate: Option<(f64, Arrivals)>,
     pub(crate) limit: Limit,
     pub(crate) random: Random,
+    /// Requests that all threads together may have in flight: the last so many inserts may not be answered yet, so reads
+    /// leave them out.
+    pub(crate) window: u64,
 }
 
 /// What was asked, in the order of asking.
@@ -174,6 +179,7 @@ impl Worker {
             rate: None,
             limit: Limit::Count(0),
             random: Random::new(0, 0),
+            window: 0,
         };
         let mut ring = Ring::new(RingConfig { max_connections: connections.max(1) as u32, ..RingConfig::default() })?;
         let mut conns = Vec::with_capacity(connections);
@@ -567,7 +573,10 @@ impl State {
         let newest = &self.shared.newest;
         let key = match kind {
             Kind::Insert => newest.fetch_add(1, Ordering::Relaxed),
-            _ => self.job.chooser.next(&mut self.job.random, newest.load(Ordering::Relaxed)),
+            _ => {
+                let answered = newest.load(Ordering::Relaxed).saturating_sub(self.job.window).max(self.shared.keys);
+                self.job.chooser.next(&mut self.job.random, answered)
+            }
         };
         match kind {
             Kind::Get | Kind::Rmw => requests.get(key, buf),
