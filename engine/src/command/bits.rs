@@ -5,7 +5,7 @@
 use super::Context;
 use super::failure::{Failure, or_error};
 use super::number::parse_i64;
-use super::string::range;
+use super::string::{range, runs_back};
 use crate::record::MAX_VALUE_LEN;
 
 /// Place of a bit among all bits of a value.
@@ -65,13 +65,14 @@ pub(super) fn getbit(ctx: &mut Context<'_>) {
 pub(super) fn bitcount(ctx: &mut Context<'_>) {
     or_error(ctx, |ctx| {
         let key = ctx.args[1];
-        let wanted = Range::parse(&ctx.args[2..])?;
-        if wanted.start.is_some() && wanted.end.is_none() {
+        if ctx.args.len() == 3 {
             return Err(Failure::SYNTAX);
         }
+        let wanted = Range::parse(&ctx.args[2..])?;
         let hash = ctx.store.locate(key);
         let value = ctx.store.get(hash, key, ctx.now).map_or(&[][..], |entry| entry.value);
-        let count = wanted.bits(value.len()).map_or(0, |(first, last)| count(value, first, last));
+        let found = if wanted.runs_back() { None } else { wanted.bits(value.len()) };
+        let count = found.map_or(0, |(first, last)| count(value, first, last));
         ctx.out.integer(count as i64);
         Ok(())
     });
@@ -128,6 +129,10 @@ impl Range {
             }
         }
         Ok(range)
+    }
+
+    fn runs_back(&self) -> bool {
+        self.start.zip(self.end).is_some_and(|(start, end)| runs_back(start, end))
     }
 
     /// First and last bit meant in a value of `len` bytes; `None` when there is none.
@@ -266,6 +271,7 @@ mod tests {
             bitpos k 1 5 => (integer) -1
             bitpos k 0 5 => (integer) -1
             bitpos k 0 2 1 => (integer) -1
+            bitpos k 1 -9 -20 => (integer) 0
             set k "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff" => OK
             bitpos k 0 => (integer) 80
             bitpos k 0 3 => (integer) 80
@@ -301,7 +307,7 @@ mod tests {
     fn arguments_are_checked_for_absent_keys_too() {
         Console::new().script(
             r#"
-            bitcount absent 0 => ERR syntax error
+            bitcount absent x => ERR syntax error
             bitcount absent 0 x => ERR value is not an integer or out of range
             bitpos absent 1 0 1 word => ERR syntax error
             "#,

@@ -267,7 +267,8 @@ pub(super) fn getrange(ctx: &mut Context<'_>) {
         let (start, end) = (integer(ctx.args[2])?, integer(ctx.args[3])?);
         let hash = ctx.store.locate(key);
         let value = ctx.store.get(hash, key, ctx.now).map_or(&[][..], |entry| entry.value);
-        ctx.out.bulk(range(value.len(), start, end).map_or(&[], |(first, last)| &value[first..=last]));
+        let found = if runs_back(start, end) { None } else { range(value.len(), start, end) };
+        ctx.out.bulk(found.map_or(&[], |(first, last)| &value[first..=last]));
         Ok(())
     });
 }
@@ -275,15 +276,18 @@ pub(super) fn getrange(ctx: &mut Context<'_>) {
 /// First and last place that `start` and `end` mean among `len`; negative ones count from the end. `None` when nothing
 /// lies between.
 ///
-/// An `end` before the first place means the first place: so it is in Redis before 8.
+/// A place before the first means the first, for `end` too: so it is in Redis before 8.
 pub(super) fn range(len: usize, start: i64, end: i64) -> Option<(usize, usize)> {
-    if start < 0 && end < 0 && start > end {
-        return None;
-    }
     let len = len as i64;
     let place = |at: i64| if at < 0 { (len + at).max(0) } else { at };
     let (first, last) = (place(start), place(end).min(len - 1));
     (first <= last).then_some((first as usize, last as usize))
+}
+
+/// Whether both count from the end and nothing lies between, wherever the first place is. GETRANGE and BITCOUNT ask
+/// this, BITPOS does not.
+pub(super) fn runs_back(start: i64, end: i64) -> bool {
+    start < 0 && end < 0 && start > end
 }
 
 /// `SETRANGE key offset value`
