@@ -186,7 +186,7 @@ fn client_id(text: &[u8]) -> Option<u64> {
 pub(crate) async fn list(core: &CoreRc, caller: &Caller, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
     let filter = Filter::of_list(&args[2..])?;
     let now = core.state.borrow().now;
-    let mut views: Vec<ClientView> = each_core(core, move |core| views(core)).await.into_iter().flatten().collect();
+    let mut views: Vec<ClientView> = each_core(core, views).await.into_iter().flatten().collect();
     views.retain(|view| filter.means(view, now));
     views.sort_by_key(|view| view.id);
     let mut text = String::new();
@@ -240,7 +240,9 @@ fn close(core: &CoreRc, filter: &Filter, now: Millis) -> i64 {
     let meant = views(core).into_iter().filter(|view| filter.means(view, now));
     let mut connections = core.connections.borrow_mut();
     let Some(connections) = &mut *connections else { return 0 };
-    meant.filter(|view| connections.kill(view.id)).count() as i64
+    let killed = meant.filter(|view| connections.kill(view.id)).count();
+    core.kick();
+    killed as i64
 }
 
 fn views(core: &CoreRc) -> Vec<ClientView> {

@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 use std::fs;
-use std::time::Duration;
 
 use gridkv_engine::reply::Reply;
 
@@ -26,6 +25,8 @@ const REDIS_VERSION: &str = "7.2.0";
 
 /// Ticks of `/proc/self/stat` per second: part of Linux's interface, whatever the kernel counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
 /// What the operating system says about this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -180,7 +181,7 @@ fn server(to: &mut Section<'_>, host: &Host, node: &NodeMetrics, _: &CoreMetrics
     to.line("tcp_port", facts.listen.map_or(0, |addr| addr.port()));
     to.line("server_time_usec", host.now_us);
     to.line("uptime_in_seconds", seconds);
-    to.line("uptime_in_days", seconds / Duration::from_hours(24).as_secs());
+    to.line("uptime_in_days", seconds / SECONDS_PER_DAY);
     to.line("io_threads_active", u8::from(facts.cores > 1));
 }
 
@@ -302,6 +303,8 @@ fn gridkv(to: &mut Section<'_>, host: &Host, node: &NodeMetrics, _: &CoreMetrics
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::server::settings::tests::settings;
     use gridkv_engine::command;

@@ -47,7 +47,7 @@ pub(crate) use slow::note;
 use crate::cores::CoreRc;
 
 /// The longest that `WAIT` and `DEBUG SLEEP` let their client wait, whatever it asks for: a bound on forgotten tasks.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 const SYNTAX: &str = "ERR syntax error";
 const NOT_A_NUMBER: &str = "ERR value is not an integer or out of range";
@@ -207,4 +207,78 @@ fn integer(arg: &[u8]) -> Result<i64, Refused> {
 /// Wall clock in unix microseconds.
 fn unix_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+    use gridkv_engine::command;
+
+    use super::*;
+    use crate::GridKv;
+
+    fn ask(db: &GridKv, core: usize, line: &str) -> String {
+        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+        let words: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        let spec = command::resolve(&words).unwrap_or_else(|refusal| panic!("{refusal}"));
+        let answered = db.on_core(core, move |handle| async move {
+            let caller = Caller { client: 1, protocol: Protocol::Resp2 };
+            answer(handle.core().clone(), caller, spec, args).await
+        });
+        String::from_utf8(block_on(answered).expect("the node runs")).expect("the replies asked for are text")
+    }
+
+    /// The bulk strings of a reply, in order.
+    fn bulks(reply: &str) -> Vec<&str> {
+        let lines: Vec<&str> = reply.split("\r\n").collect();
+        lines.windows(2).filter(|pair| pair[0].starts_with('$')).map(|pair| pair[1]).collect()
+    }
+
+    #[test]
+    fn all_cores_are_asked_and_agree() {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2));
+        let db = GridKv::builder().cores(&cpus.to_string()).unwrap().start().unwrap();
+        let last = db.cores() - 1;
+        let keys: Vec<String> = (0..300).map(|number| format!("key:{number}")).collect();
+        for key in &keys {
+            db.blocking().set(key, "v").unwrap();
+        }
+
+        assert_eq!(ask(&db, 0, "CONFIG SET maxmemory 64mb slowlog-max-len 3"), "+OK\r\n");
+        assert_eq!(bulks(&ask(&db, last, "config get maxmemory")), ["maxmemory", "67108864"]);
+        let stats = block_on(db.stats()).unwrap();
+        assert!(stats.cores.iter().all(|core| core.max_memory == (64 << 20) / db.cores() as u64));
+        assert!(ask(&db, last, "config set maxmemory 1 port 1").starts_with("-ERR CONFIG SET failed"));
+        assert_eq!(bulks(&ask(&db, 0, "config get maxmemory")), ["maxmemory", "67108864"]);
+
+        for core in [0, last] {
+            let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
+            loop {
+                let reply = ask(&db, core, &format!("SCAN {cursor} COUNT 7"));
+                let parts = bulks(&reply);
+                found.extend(parts[1..].iter().map(|key| (*key).to_owned()));
+                cursor = parts[0].to_owned();
+                if cursor == "0" {
+                    break;
+                }
+            }
+            found.sort();
+            let mut expected = keys.clone();
+            expected.sort();
+            assert_eq!(found, expected, "each key once, asked from core {core}");
+        }
+        let random = ask(&db, last, "RANDOMKEY");
+        assert!(keys.iter().any(|key| bulks(&random) == [key]), "{random}");
+
+        let info = ask(&db, last, "INFO keyspace");
+        assert!(info.contains("db0:keys=300,expires=0"), "{info}");
+        assert!(ask(&db, 0, "DEBUG OBJECT key:1").starts_with("+Value at:0x0 refcount:1 "));
+        assert_eq!(ask(&db, last, "debug object nothing"), "-ERR no such key\r\n");
+        assert_eq!(ask(&db, 0, "SLOWLOG LEN"), ":0\r\n");
+        assert_eq!(ask(&db, 0, "WAIT 0 0"), ":0\r\n");
+        assert_eq!(ask(&db, 0, "ROLE"), "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+        assert_eq!(ask(&db, 0, "SHUTDOWN ABORT"), "-ERR No shutdown in progress.\r\n");
+        assert!(ask(&db, 0, "SHUTDOWN SAVE").starts_with("-ERR this node keeps no files"));
+        block_on(db.close()).unwrap();
+    }
 }
