@@ -1,4 +1,4 @@
-//! Work that can wait: active expiry and the purge of tombstones, in a task queue with few shares.
+//! Work that can wait: active expiry, and clients that are silent for too long, in a task queue with few shares.
 //!
 //! A slice looks at a bounded number of entries and yields; the executor gives this queue a small part of the core when
 //! there is foreground work and all of it when there is none.
@@ -29,6 +29,9 @@ pub(crate) fn start(core: &CoreRc) {
         async move {
             loop {
                 glommio::timer::sleep(REST).await;
+                let Some(awake) = core.upgrade() else { return };
+                close_idle_clients(&awake);
+                drop(awake);
                 loop {
                     let Some(core) = core.upgrade() else { return };
                     if core.stopping.get() {
@@ -49,4 +52,14 @@ pub(crate) fn start(core: &CoreRc) {
     )
     .expect("the queue was made just now")
     .detach();
+}
+
+fn close_idle_clients(core: &CoreRc) {
+    let timeout = core.state.borrow().settings.timeout;
+    if timeout > 0
+        && let Some(connections) = &mut *core.connections.borrow_mut()
+    {
+        connections.kill_idle(unix_ms().saturating_sub(timeout.saturating_mul(1000)));
+        core.kick();
+    }
 }

@@ -123,8 +123,8 @@ impl Backplane for Plane<'_> {
         });
         if let Some(started) = started {
             let took = started.elapsed();
-            if self.state.settings.slowlog_threshold.is_some_and(|threshold| took >= threshold) {
-                self.state.slowlog.record(self.state.now, took, args, &self.peer.addr.to_string(), &self.peer.name);
+            if self.state.settings.is_slow(took) {
+                server::note(self.state, spec, took, args, &self.peer.addr.to_string(), &self.peer.name);
             }
         }
         aux.unwrap_or_default()

@@ -104,8 +104,8 @@ struct Table {
     marked: Vec<ConnId>,
     stalled: Vec<ConnId>,
     made: VecDeque<Made>,
+    /// The listener for RESP clients; any other serves HTTP.
     resp: Option<(ListenerId, SocketAddr)>,
-    http: Option<(ListenerId, SocketAddr)>,
     config_limits: config::Limits,
     limits: Limits,
     clients: Arc<Clients>,
@@ -133,6 +133,8 @@ fn session_limits(limits: &config::Limits) -> Limits {
 pub(super) fn answer_later(core: &CoreRc, conn: ConnId, slot: u32, work: impl Future<Output = Vec<u8>> + 'static) {
     let core = core.clone();
     glommio::spawn_local(async move {
+        // A task runs at once up to its first await, and its maker still borrows the core.
+        futures_lite::future::yield_now().await;
         let bytes = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             core.state.borrow_mut().metrics.panics += 1;
             let mut out = Vec::new();
@@ -154,14 +156,14 @@ impl Connections {
         let mut listen = |addr: Option<SocketAddr>| -> Result<_, Error> {
             Ok(addr.map(|addr| ring.listen(addr, BACKLOG)).transpose()?)
         };
-        let (resp, http) = (listen(seat.resp)?, listen(seat.http)?);
+        let resp = listen(seat.resp)?;
+        listen(seat.http)?;
         let table = Table {
             conns: Vec::new(),
             marked: Vec::new(),
             stalled: Vec::new(),
             made: VecDeque::new(),
             resp,
-            http,
             config_limits: limits.clone(),
             limits: session_limits(limits),
             clients: seat.clients.clone(),

@@ -109,6 +109,7 @@ impl Core {
         metrics.max_memory = state.store.max_memory();
         metrics.inbox_depth = self.inbox.len() as u64;
         metrics.lane_depth = state.mesh.in_flight();
+        metrics.output_bytes = self.connections.borrow().as_ref().map_or(0, |connections| connections.output_bytes());
         metrics
     }
 
