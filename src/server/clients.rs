@@ -57,20 +57,20 @@ impl ClientView {
         let mut line = format!("id={} addr={} laddr={} fd=-1 name={}", self.id, self.addr, self.laddr, self.name);
         let rest = write!(
             line,
-            " age={} idle={} flags={} db=0 sub=0 psub=0 ssub=0 multi={} watch={} qbuf={} qbuf-free=0 argv-mem=0 \
+            " age={} idle={} flags={} db=0 sub=0 psub=0 ssub=0 multi={} qbuf={} qbuf-free=0 argv-mem=0 \
              multi-mem=0 rbs=0 rbp=0 obl={} oll=0 omem=0 tot-mem={} events=r cmd={command} user={USER} redir=-1 \
-             resp={} lib-name={} lib-ver={} core={} tot-cmds={} reply={}",
+             resp={} lib-name={} lib-ver={} watch={} core={} tot-cmds={} reply={}",
             seconds(self.created),
             seconds(self.last_active),
             self.flags(),
             self.multi,
-            self.watching,
             self.input_bytes,
             self.output_bytes,
             self.input_bytes + self.output_bytes,
             self.protocol.flag(),
             self.lib_name,
             self.lib_ver,
+            self.watching,
             self.core,
             self.total_commands,
             if self.reply_off { "off" } else { "on" },
@@ -249,6 +249,12 @@ fn views(core: &CoreRc) -> Vec<ClientView> {
     core.connections.borrow().as_ref().map_or(Vec::new(), |connections| connections.views(core.id.index()))
 }
 
+/// Address and name of a client of this core; empty when it is gone.
+pub(crate) fn names(core: &CoreRc, client: u64) -> (String, String) {
+    let found = views(core).into_iter().find(|view| view.id == client);
+    found.map_or_else(Default::default, |view| (view.addr.to_string(), view.name))
+}
+
 /// What the caller is doing at this moment belongs into its line, as in Redis: this command, and its bytes.
 fn under_way(view: &mut ClientView, caller: &Caller, args: &[&[u8]]) {
     if view.id == caller.client {
@@ -297,8 +303,8 @@ mod tests {
         assert_eq!(
             view(3).line(11_500),
             "id=3 addr=127.0.0.1:50003 laddr=127.0.0.1:7379 fd=-1 name= age=10 idle=2 flags=N db=0 sub=0 psub=0 ssub=0 \
-             multi=-1 watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 \
-             events=r cmd=get user=default redir=-1 resp=2 lib-name=redis-py lib-ver=5.0 core=1 tot-cmds=3 reply=on"
+             multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 \
+             events=r cmd=get user=default redir=-1 resp=2 lib-name=redis-py lib-ver=5.0 watch=0 core=1 tot-cmds=3 reply=on"
         );
         let busy = ClientView { multi: 2, no_evict: true, name: "worker".into(), ..view(4) };
         let line = busy.line(0);

@@ -35,7 +35,7 @@ pub(crate) mod slowlog;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gridkv_engine::command::Spec;
 use gridkv_engine::command::number::parse_i64;
@@ -85,18 +85,26 @@ impl fmt::Display for Refused {
 /// Whether a command wrote its reply.
 type Outcome = Result<(), Refused>;
 
-/// Answers a command of the node: the bytes of exactly one reply in the caller's protocol.
+/// Answers a command of the node: the bytes of exactly one reply in the caller's protocol. The caller has counted the
+/// call; what took long is noted here.
 pub(crate) async fn answer(core: CoreRc, caller: Caller, spec: &'static Spec, args: Vec<Vec<u8>>) -> Vec<u8> {
     let mut out = Vec::new();
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    let started = Instant::now();
     if let Err(refused) = dispatch(&core, &caller, spec, &args, &mut out).await {
         debug_assert!(out.is_empty(), "a refused command has written nothing");
         Writer::new(caller.protocol, &mut out).error(&refused.0);
     }
+    let took = started.elapsed();
+    let is_slow = core.state.borrow().settings.is_slow(took);
+    if is_slow {
+        let (addr, name) = clients::names(&core, caller.client);
+        note(&mut core.state.borrow_mut(), spec, took, &args, &addr, &name);
+    }
     out
 }
 
-async fn dispatch(core: &CoreRc, caller: &Caller, spec: &Spec, args: &[&[u8]], out: &mut Vec<u8>) -> Outcome {
+async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&[u8]], out: &mut Vec<u8>) -> Outcome {
     if spec.name == "debug" {
         return debug::debug(core, caller.protocol, args, out).await;
     }
@@ -105,7 +113,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &Spec, args: &[&[u8]], o
         "info" => info::info(core, args, out).await,
         "config|get" => config::get(core, args, out),
         "config|set" => config::set(core, args, out).await,
-        "config|resetstat" => config::reset_statistics(core, out).await,
+        "config|resetstat" => config::reset_statistics(core, spec, out).await,
         "config|rewrite" => Err("ERR The server is running without a config file".into()),
         "client|list" => clients::list(core, caller, args, out).await,
         "client|info" => clients::info(core, caller, args, out).await,
@@ -115,7 +123,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &Spec, args: &[&[u8]], o
         "slowlog|reset" => slow::reset(core, out).await,
         "latency|doctor" => slow::doctor(core, out).await,
         "latency|graph" => slow::graph(core, args, out).await,
-        "latency|histogram" => slow::histogram(core, args, out).await,
+        "latency|histogram" => slow::histogram(core, spec, args, out).await,
         "latency|history" => slow::history(core, args, out).await,
         "latency|latest" => slow::latest(core, out).await,
         "latency|reset" => slow::reset_latency(core, args, out).await,

@@ -195,12 +195,17 @@ fn diagnosis(threshold: Option<Duration>, all: &[Series], total: &CoreMetrics, n
 }
 
 /// `LATENCY HISTOGRAM [command …]`: calls by command. A container stands for its subcommands; unknown names are skipped.
-pub(crate) async fn histogram(core: &CoreRc, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+pub(crate) async fn histogram(core: &CoreRc, own: &Spec, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
     let mut total = CoreMetrics::new();
     for part in &each_core(core, |core| core.metrics()).await {
         total.add(part);
     }
-    let found = called(&total, &args[2..]);
+    let mut found = called(&total, &args[2..]);
+    // This call was counted before it was made; it is not over yet.
+    for (_, calls) in found.iter_mut().filter(|(spec, _)| spec.id == own.id) {
+        *calls -= 1;
+    }
+    found.retain(|(_, calls)| *calls > 0);
     out.map(found.len());
     for (spec, calls) in found {
         out.bulk(spec.name.as_bytes());
