@@ -8,6 +8,9 @@
 //! ```
 //!
 //! All servers run all the time on the same core and sleep while they have nothing to do; only one of them is loaded.
+//!
+//! memcached answers each of several pipelined `get`s with a write of its own (its clients ask for many keys in one
+//! `get` instead), so its pipelined reads look worse than its pipelined writes.
 
 use std::path::PathBuf;
 use std::time::Duration;

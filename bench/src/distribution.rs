@@ -73,6 +73,7 @@ impl fmt::Display for Distribution {
 #[derive(Clone, Debug)]
 pub(crate) struct Zipf {
     count: f64,
+    #[cfg(test)]
     theta: f64,
     alpha: f64,
     zeta: f64,
@@ -92,7 +93,15 @@ impl Zipf {
         let zeta = zeta_to(count);
         let alpha = 1.0 / (1.0 - theta);
         let eta = (1.0 - (2.0 / count as f64).powf(1.0 - theta)) / (1.0 - zeta_to(2) / zeta);
-        Zipf { count: count as f64, theta, alpha, zeta, eta, second: 1.0 + 0.5f64.powf(theta) }
+        Zipf {
+            count: count as f64,
+            #[cfg(test)]
+            theta,
+            alpha,
+            zeta,
+            eta,
+            second: 1.0 + 0.5f64.powf(theta),
+        }
     }
 
     #[inline]

@@ -43,7 +43,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
-        let doing = doing.into();
-        move |source| Failure::Io { doing, source }
+        // Turned into text only when it is needed: this is also said around what almost never fails.
+        move |source| Failure::Io { doing: doing.into(), source }
     }
 }
