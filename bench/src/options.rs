@@ -27,6 +27,13 @@ pub(crate) struct DataArgs {
     pub(crate) sizes: SizeArgs,
 }
 
+impl SizeArgs {
+    /// Bytes of `keys` keys and their values, about.
+    pub(crate) fn bytes(&self, keys: u64) -> f64 {
+        keys as f64 * (self.key_size.mean() + self.value_size.mean())
+    }
+}
+
 impl DataArgs {
     /// Templates for up to `highest` keys.
     pub(crate) fn requests(&self, protocol: Protocol, highest: u64) -> Result<Requests, Failure> {

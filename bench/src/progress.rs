@@ -25,11 +25,6 @@ impl Progress {
         Progress { shown: !quiet }
     }
 
-    #[cfg(test)]
-    pub(crate) fn none() -> Progress {
-        Progress { shown: false }
-    }
-
     /// Begins a phase.
     pub(crate) fn phase(&self, label: impl Into<String>) -> Phase {
         let terminal = std::io::stderr().is_terminal();

@@ -48,7 +48,8 @@ pub(crate) struct Args {
     /// Which keys: uniform, zipf[:SKEW], latest[:SKEW] [default: uniform, or that of the YCSB workload]
     #[arg(long, short)]
     distribution: Option<Distribution>,
-    /// What to do: kinds out of get, set, insert, rmw and del with weights, such as get=95,set=5
+    /// What to do: kinds out of get, set, insert, rmw and del with weights, such as get=95,set=5, or
+    /// READS:WRITES, such as 9:1
     #[arg(long, short, default_value = "get=95,set=5", conflicts_with = "ycsb")]
     mix: Mix,
     /// A YCSB core workload: a, b, c, d or f
@@ -202,7 +203,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     println!(
-        "{}: {} connections, {} thread(s), pipeline {}, {} keys of {}, values of {}, {distribution}, {mix}{}",
+        "{}: {} connections, {} thread(s), pipeline {}, {} keys of {}, values of {} ({} in all), {distribution}, {mix}{}",
         args.addr,
         args.hands.connections,
         args.hands.threads,
@@ -210,6 +211,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         units::count(args.data.keys as f64),
         args.data.sizes.key_size,
         args.data.sizes.value_size,
+        units::bytes(args.data.sizes.bytes(args.data.keys)),
         args.rate.map(|rate| format!(", {} due", units::rate(rate as f64))).unwrap_or_default(),
     );
     if let Some(rate) = loaded {

@@ -120,6 +120,9 @@ impl FromStr for Mix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Mix, String> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) {
+            return Mix::ratio(text);
+        }
         let parts = text
             .split(',')
             .map(|part| {
@@ -158,7 +161,7 @@ mod tests {
         assert_eq!("get".parse::<Mix>(), Ok(Mix::only(Kind::Get)));
         assert_eq!("get:90,set:10".parse::<Mix>(), Mix::ratio("90:10"));
         assert_eq!("get=90,set=10".parse::<Mix>(), Mix::ratio("90:10"));
-        assert_eq!(Mix::ratio("1:0"), Ok(Mix::only(Kind::Get)));
+        assert_eq!("1:0".parse(), Ok(Mix::only(Kind::Get)));
         for text in ["", "get:0", "lpush", "get:x"] {
             assert!(text.parse::<Mix>().is_err(), "{text}");
         }
