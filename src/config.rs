@@ -70,7 +70,7 @@ pub struct Limits {
     /// Bytes of replies that wait for a client to read them; the connection is not read from above. Default: 1 MiB.
     pub output_high_water: usize,
     /// Requests of a connection that may wait for other cores at once; the connection is not read from above. Default:
-    /// 4096.
+    /// 512.
     pub max_pending: usize,
     /// Commands between `MULTI` and `EXEC`. Default: 65 536.
     pub multi_queue: usize,
@@ -87,7 +87,7 @@ impl Default for Limits {
             max_args: 1 << 20,
             query_buffer: 1 << 30,
             output_high_water: 1 << 20,
-            max_pending: 4096,
+            max_pending: 512,
             multi_queue: 1 << 16,
             max_connections: 10_000,
         }

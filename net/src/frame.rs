@@ -347,6 +347,16 @@ impl<'a> Frames<'a> {
         Frames { bytes, at: 0 }
     }
 
+    /// Goes on behind the frames that another reading of the same bytes took.
+    pub fn from(bytes: &'a [u8], position: usize) -> Frames<'a> {
+        Frames { bytes, at: position }
+    }
+
+    /// Offset of the next frame.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     #[inline]
     fn read(&mut self) -> Result<Frame<'a>, FrameError> {
         let at = self.at;

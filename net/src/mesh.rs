@@ -16,8 +16,9 @@
 //! (Seastar states the rule: what waits for what between cores must form no cycle).
 //!
 //! Bounds: a lane holds [`LANE_BATCHES`] batches; a core has at most [`MAX_IN_FLIGHT`] requests or
-//! [`MAX_OPEN_BYTES`] of them under way per sibling, beyond which [`Mesh::request`] says [`Busy`] and the caller keeps
-//! its input; a sibling whose reply lane holds more than [`MAX_OPEN_BYTES`] is not served until it reads.
+//! [`MAX_OPEN_BYTES`] of them under way per sibling, and expects at most [`MAX_EXPECTED_BYTES`] of replies, judged by the
+//! latest ones; beyond that [`Mesh::request`] says [`Busy`] and the caller keeps its input. A sibling is served
+//! [`REPLIES_PER_TURN`] bytes of replies a turn, and not at all while its reply lane is full.
 //!
 //! Not here: what the frames mean, and sleeping (see [`crate::signal`]).
 
@@ -46,6 +47,10 @@ pub const LANE_BATCHES: usize = 64;
 pub const MAX_IN_FLIGHT: u32 = 16 * 1024;
 /// Bytes that an open batch may reach before the lane counts as full.
 pub const MAX_OPEN_BYTES: usize = 16 << 20;
+/// Bytes of replies that one core may expect from one sibling.
+pub const MAX_EXPECTED_BYTES: usize = 64 << 20;
+/// Bytes of replies after which a core stops serving a sibling for this turn.
+pub const REPLIES_PER_TURN: usize = 1 << 20;
 /// Empty batches kept for reuse, and the capacity up to which one is worth keeping.
 const POOL_BATCHES: usize = 64;
 const POOL_BYTES: usize = 256 << 10;
@@ -76,6 +81,13 @@ impl Lane {
     }
 }
 
+/// What one batch of replies weighs in the average.
+const REPLY_WEIGHT: usize = 4;
+/// What is expected of replies before one has come.
+const FIRST_REPLY_BYTES: usize = 4 << 10;
+/// Requests that may be under way however large the replies are.
+const FEW_IN_FLIGHT: u32 = 8;
+
 #[derive(Debug)]
 struct Peer {
     requests: Lane,
@@ -83,7 +95,26 @@ struct Peer {
     incoming_requests: Consumer<Batch>,
     incoming_replies: Consumer<Batch>,
     in_flight: u32,
+    /// Bytes of a reply, as the latest replies were on average: what a request will cost.
+    reply_bytes: usize,
     signal: Arc<Signal>,
+}
+
+impl Peer {
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.in_flight < MAX_IN_FLIGHT
+            && !self.requests.is_full()
+            && (self.in_flight < FEW_IN_FLIGHT || self.in_flight as usize * self.reply_bytes <= MAX_EXPECTED_BYTES)
+    }
+
+    #[inline]
+    fn learn(&mut self, replies: &Batch) {
+        self.in_flight = self.in_flight.saturating_sub(replies.len() as u32);
+        let mean = replies.bytes().len() / replies.len().max(1);
+        // Rises at once and falls slowly: too low an expectation costs memory, too high a one a little speed.
+        self.reply_bytes = mean.max(self.reply_bytes - self.reply_bytes / REPLY_WEIGHT);
+    }
 }
 
 /// One core's end of the mesh.
@@ -123,6 +154,7 @@ impl Mesh {
                     incoming_requests: requests[back].1.take().expect(once),
                     incoming_replies: replies[back].1.take().expect(once),
                     in_flight: 0,
+                    reply_bytes: FIRST_REPLY_BYTES,
                     signal: signals[other].clone(),
                 }));
             }
@@ -149,7 +181,7 @@ impl Mesh {
     #[inline]
     pub fn has_room(&self, to: CoreId) -> bool {
         let peer = self.peers[to.index()].as_ref().expect("a core sends nothing to itself through the mesh");
-        peer.in_flight < MAX_IN_FLIGHT && !peer.requests.is_full()
+        peer.has_room()
     }
 
     /// Appends a request to the open batch for `to`.
@@ -206,7 +238,7 @@ impl Mesh {
         for (i, peer) in self.peers.iter_mut().enumerate() {
             let Some(peer) = peer else { continue };
             if let Ok(batch) = peer.incoming_replies.pop() {
-                peer.in_flight = peer.in_flight.saturating_sub(batch.len() as u32);
+                peer.learn(&batch);
                 return Some((CoreId(i as u16), batch));
             }
         }

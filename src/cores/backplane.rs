@@ -3,7 +3,7 @@
 //! Each request runs under `catch_unwind`: what it had written is taken back, and its reply is an error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gridkv_engine::command::{Flags, Spec};
 use gridkv_engine::hash::{KeyHash, Keyspace};
@@ -59,7 +59,9 @@ impl Plane<'_> {
     /// Whether a command may be slow enough to be timed: the clock costs as much as a short command.
     #[inline]
     fn worth_timing(&self, spec: &Spec, args: &[&[u8]]) -> bool {
-        let Some(threshold) = self.state.settings.slowlog_threshold else { return false };
+        let settings = &self.state.settings;
+        let thresholds = [settings.slowlog_threshold, settings.latency_threshold];
+        let Some(threshold) = thresholds.into_iter().flatten().min() else { return false };
         threshold.as_micros() < FINE_THRESHOLD_US
             || !spec.flags.contains(Flags::FAST) && (args.len() > 8 || spec.first_key == 0)
             || args.iter().any(|arg| arg.len() > LARGE)
@@ -192,8 +194,13 @@ impl Backplane for Plane<'_> {
         self.state.settings.requirepass.is_some()
     }
 
-    fn count(&mut self, spec: &'static Spec) {
+    fn count(&mut self, spec: &'static Spec, args: &[&[u8]]) {
         self.state.metrics.record_command(spec, 1);
+        // Such a command takes no time; it is noted when everything is to be noted.
+        if self.state.settings.is_slow(Duration::ZERO) {
+            let (addr, name) = (self.peer.addr.to_string(), self.peer.name.clone());
+            server::note(self.state, spec, Duration::ZERO, args, &addr, &name);
+        }
     }
 
     fn count_error(&mut self, text: &[u8]) {

@@ -7,7 +7,11 @@
 //! ```
 //!
 //! Replies of a turn leave together. A client that does not read stops being read from, so what it can make the node
-//! hold is bounded. Connections over the limit are told so and closed.
+//! hold is bounded; where many do so at once the bound of each becomes small ([`OUTPUT_BUDGET`]). Connections over the
+//! limit are told so and closed.
+//!
+//! A session that cannot go on is tried again when what it waits for has moved: output when some was sent, answers when
+//! one came, room in a lane every turn.
 //!
 //! Not here: what commands mean (the session), what the pages of HTTP show (`http`).
 
@@ -41,6 +45,9 @@ use crate::{Error, config, http};
 const BACKLOG: i32 = 1024;
 /// Input kept for a stalled session before its socket is no longer read.
 const PAUSE_ABOVE: usize = 256 << 10;
+/// Bytes of output that a core holds before each connection may have only [`TIGHT_OUTPUT`] of its own.
+const OUTPUT_BUDGET: usize = 64 << 20;
+const TIGHT_OUTPUT: usize = 16 << 10;
 /// Send buffers that grew beyond this are given back.
 const KEEP_BUFFER: usize = 256 << 10;
 /// What a client beyond the limit reads.
@@ -80,8 +87,14 @@ struct Conn {
     spare: Vec<u8>,
     /// On the list of connections to flush.
     marked: bool,
-    /// The session waits for something; on the list of those to try again.
+    /// Bytes that the kernel is sending.
+    sending: usize,
+    /// What of [`Table::unsent`] is this connection's.
+    held: usize,
+    /// The session waits for something.
     stalled: bool,
+    /// On the list of those to try again every turn.
+    listed: bool,
     paused: bool,
     eof: bool,
 }
@@ -102,12 +115,17 @@ pub(crate) struct Connections {
 struct Table {
     conns: Vec<Option<Conn>>,
     marked: Vec<ConnId>,
+    /// Sessions that wait for room in a lane.
     stalled: Vec<ConnId>,
+    /// Bytes of output that this core holds.
+    unsent: usize,
     made: VecDeque<Made>,
     /// The listener for RESP clients; any other serves HTTP.
     resp: Option<(ListenerId, SocketAddr)>,
     config_limits: config::Limits,
     limits: Limits,
+    /// The same with little output per connection.
+    tight: Limits,
     clients: Arc<Clients>,
     /// Commands begun in this turn, for the latency histogram.
     fed: u64,
@@ -127,6 +145,10 @@ fn session_limits(limits: &config::Limits) -> Limits {
         max_pending: limits.max_pending,
         multi_queue: limits.multi_queue,
     }
+}
+
+fn tight(limits: Limits) -> Limits {
+    Limits { output_high_water: limits.output_high_water.min(TIGHT_OUTPUT), ..limits }
 }
 
 /// Runs a task that makes the answer to `slot` of `conn`; a panic in it is answered too.
@@ -162,10 +184,12 @@ impl Connections {
             conns: Vec::new(),
             marked: Vec::new(),
             stalled: Vec::new(),
+            unsent: 0,
             made: VecDeque::new(),
             resp,
             config_limits: limits.clone(),
             limits: session_limits(limits),
+            tight: tight(session_limits(limits)),
             clients: seat.clients.clone(),
             fed: 0,
             fed_since: None,
@@ -185,6 +209,7 @@ impl Connections {
             if settings.limits != table.config_limits {
                 table.config_limits = settings.limits.clone();
                 table.limits = session_limits(&settings.limits);
+                table.tight = tight(table.limits.clone());
             }
         }
         let handled = ring.turn(&mut |port, event| table.on_event(core, port, event)).unwrap_or_else(|error| {
@@ -202,11 +227,20 @@ impl Connections {
         while let Some(Made { conn, slot, bytes }) = table.made.pop_front() {
             table.on_made(core, conn, slot, bytes);
         }
-        for at in 0..table.stalled.len() {
-            let conn = table.stalled[at];
+        let mut stalled = std::mem::take(&mut table.stalled);
+        for conn in stalled.drain(..) {
+            if let Some(conn) = live(&mut table.conns, conn) {
+                conn.listed = false;
+            }
             table.try_again(core, &mut ring.port(), conn);
         }
-        table.stalled.retain(|&conn| live(&mut table.conns, conn).is_some_and(|conn| conn.stalled));
+        if table.stalled.is_empty() {
+            table.stalled = stalled;
+        }
+        for at in 0..table.marked.len() {
+            let conn = table.marked[at];
+            table.try_again(core, &mut ring.port(), conn);
+        }
         work |= !table.marked.is_empty();
         let mut marked = std::mem::take(&mut table.marked);
         for conn in marked.drain(..) {
@@ -236,6 +270,7 @@ impl Connections {
         let state = &mut *core.state.borrow_mut();
         let mut plane = Plane { core, state, limits: &table.limits, conn: id, peer: &conn.peer };
         session.answer(frame.head.slot, frame.head.index, &answer, &mut plane, &mut conn.out);
+        settle(&mut table.unsent, conn);
         mark(&mut table.marked, conn);
     }
 
@@ -316,6 +351,14 @@ fn live(conns: &mut [Option<Conn>], id: ConnId) -> Option<&mut Conn> {
     conns.get_mut(id.index())?.as_mut().filter(|conn| conn.id == id)
 }
 
+/// Takes note of how much output a connection holds.
+#[inline]
+fn settle(unsent: &mut usize, conn: &mut Conn) {
+    let holds = conn.out.len() + conn.sending;
+    *unsent = *unsent + holds - conn.held;
+    conn.held = holds;
+}
+
 #[inline]
 fn mark(marked: &mut Vec<ConnId>, conn: &mut Conn) {
     if !conn.marked {
@@ -335,6 +378,8 @@ impl Table {
                     buf = Vec::new();
                 }
                 conn.spare = buf;
+                conn.sending = 0;
+                settle(&mut self.unsent, conn);
                 mark(&mut self.marked, conn);
             }
             Event::Accepted { conn, listener, peer, over_limit } => {
@@ -362,18 +407,14 @@ impl Table {
                 if self.fed_since.is_none() {
                     self.fed_since = Some(Instant::now());
                 }
-                let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
+                let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
+                let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer };
                 session.feed(bytes, &mut plane, &mut conn.out);
                 self.fed += session.client().commands - before;
-                if session.is_stalled() {
-                    if !conn.stalled {
-                        conn.stalled = true;
-                        self.stalled.push(id);
-                    }
-                    if session.input_bytes() > PAUSE_ABOVE && !conn.paused {
-                        conn.paused = true;
-                        port.pause_reads(id);
-                    }
+                conn.stalled = session.is_stalled();
+                if conn.stalled && session.input_bytes() > PAUSE_ABOVE && !conn.paused {
+                    conn.paused = true;
+                    port.pause_reads(id);
                 }
             }
             Kind::Http(page) => {
@@ -386,24 +427,37 @@ impl Table {
             }
             Kind::Refused => {}
         }
+        settle(&mut self.unsent, conn);
         mark(&mut self.marked, conn);
     }
 
     /// Lets a stalled session go on if it can.
+    #[inline]
     fn try_again(&mut self, core: &CoreRc, port: &mut RingPort<'_>, id: ConnId) {
         let Some(conn) = live(&mut self.conns, id) else { return };
+        if !conn.stalled || conn.listed {
+            return;
+        }
         let Kind::Resp(session) = &mut conn.kind else { return };
         let state = &mut *core.state.borrow_mut();
         let before = session.client().commands;
-        let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
+        let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
+        let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer };
         session.resume(&mut plane, &mut conn.out);
         self.fed += session.client().commands - before;
         conn.stalled = session.is_stalled();
+        if conn.stalled && !session.is_waiting() && conn.out.is_empty() && conn.sending == 0 {
+            // Nothing of its own will wake it: it waits for room that others take.
+            conn.listed = true;
+            self.stalled.push(id);
+        }
         if conn.paused && !conn.stalled {
             conn.paused = false;
             port.resume_reads(id);
         }
-        if !conn.out.is_empty() || session.is_finished() {
+        let finished = session.is_finished();
+        settle(&mut self.unsent, conn);
+        if !conn.out.is_empty() || finished {
             mark(&mut self.marked, conn);
         }
     }
@@ -424,6 +478,7 @@ impl Table {
             }
             Kind::Refused => {}
         }
+        settle(&mut self.unsent, conn);
         mark(&mut self.marked, conn);
     }
 
@@ -438,6 +493,7 @@ impl Table {
         if !conn.out.is_empty() {
             let out = std::mem::replace(&mut conn.out, std::mem::take(&mut conn.spare));
             core.state.borrow_mut().metrics.bytes_out += out.len() as u64;
+            conn.sending = out.len();
             if let Err(unsent) = ring.send(id, out) {
                 drop(unsent);
                 ring.close(id);
@@ -499,7 +555,10 @@ impl Table {
             out,
             spare: Vec::new(),
             marked: false,
+            sending: 0,
+            held: 0,
             stalled: false,
+            listed: false,
             paused: false,
             eof: false,
         };
@@ -510,7 +569,8 @@ impl Table {
     }
 
     fn on_closed(&mut self, core: &CoreRc, id: ConnId) {
-        if live(&mut self.conns, id).is_some() {
+        if let Some(conn) = live(&mut self.conns, id) {
+            self.unsent -= conn.held;
             self.conns[id.index()] = None;
             self.clients.open.fetch_sub(1, Ordering::Relaxed);
             core.state.borrow_mut().metrics.connections -= 1;

@@ -103,6 +103,7 @@ fn build(seat: Seat) -> Result<Rc<Core>, Error> {
             waiters: Waiters::new(),
             metrics: CoreMetrics::new(),
             scratch: Scratch::default(),
+            unfinished: (0..seat.topology.cores()).map(|_| None).collect(),
             now: unix_ms(),
             settings: Settings::new(&seat.config, seat.facts),
             slowlog: Slowlog::new(seat.id.index(), seat.topology.cores()),

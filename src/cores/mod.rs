@@ -36,7 +36,8 @@ use futures_channel::oneshot;
 use futures_lite::FutureExt;
 use gridkv_engine::Millis;
 use gridkv_engine::store::Store;
-use gridkv_net::mesh::{CoreId, Mesh};
+use gridkv_net::frame::Batch;
+use gridkv_net::mesh::{CoreId, Mesh, REPLIES_PER_TURN};
 use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
 
@@ -67,12 +68,20 @@ pub(crate) struct State {
     pub(crate) waiters: Waiters,
     pub(crate) metrics: CoreMetrics,
     pub(crate) scratch: Scratch,
+    /// Per sibling: a batch that was served in part because its replies grew large, and where to go on.
+    unfinished: Vec<Option<(Batch, usize)>>,
     /// Wall clock in unix milliseconds, read once per turn.
     pub(crate) now: Millis,
     /// This core's copy of what may change while the node runs.
     pub(crate) settings: Settings,
     pub(crate) slowlog: Slowlog,
     pub(crate) latency: Monitor,
+}
+
+impl State {
+    fn has_work(&self) -> bool {
+        self.mesh.has_work() || self.unfinished.iter().any(Option::is_some)
+    }
 }
 
 /// A core, shared by the tasks of its executor.
@@ -164,9 +173,20 @@ impl Core {
         let state = &mut *self.state.borrow_mut();
         for from in (0..self.topology.cores() as u16).map(CoreId).filter(|&c| c != self.id) {
             for _ in 0..BATCHES_PER_TURN {
-                let Some(requests) = state.mesh.next_requests(from) else { break };
+                if state.mesh.replies(from).bytes().len() >= REPLIES_PER_TURN {
+                    break;
+                }
+                let (requests, at) = match state.unfinished[from.index()].take() {
+                    Some(unfinished) => unfinished,
+                    None => match state.mesh.next_requests(from) {
+                        Some(requests) => {
+                            state.metrics.record_served(requests.len());
+                            (requests, 0)
+                        }
+                        None => break,
+                    },
+                };
                 any = true;
-                state.metrics.record_served(requests.len());
                 // The open batch is taken out while it is written, so that the rest of the state can be borrowed.
                 let mut replies = std::mem::take(state.mesh.replies(from));
                 let mut serving = Serving {
@@ -175,8 +195,12 @@ impl Core {
                     scratch: &mut state.scratch,
                     now: state.now,
                 };
-                serve::batch(&mut serving, &requests, &mut replies);
+                let left = serve::batch(&mut serving, &requests, at, REPLIES_PER_TURN, &mut replies);
                 *state.mesh.replies(from) = replies;
+                if let Some(at) = left {
+                    state.unfinished[from.index()] = Some((requests, at));
+                    break;
+                }
                 state.mesh.recycle(requests);
             }
         }
@@ -195,14 +219,14 @@ impl Core {
                 Message::Requests(requests, reply) => {
                     let state = &mut *self.state.borrow_mut();
                     state.metrics.record_foreign(requests.len());
-                    let mut replies = gridkv_net::frame::Batch::new();
+                    let mut replies = Batch::new();
                     let mut serving = Serving {
                         store: &mut state.store,
                         metrics: &mut state.metrics,
                         scratch: &mut state.scratch,
                         now: state.now,
                     };
-                    serve::batch(&mut serving, &requests, &mut replies);
+                    serve::batch(&mut serving, &requests, 0, usize::MAX, &mut replies);
                     state.mesh.recycle(requests);
                     // Nobody waits any more if the future was dropped.
                     let _ = reply.send(replies);
@@ -216,7 +240,7 @@ impl Core {
     /// Whether a turn would find something.
     fn has_work(&self) -> bool {
         self.signal.has_post()
-            || self.state.borrow().mesh.has_work()
+            || self.state.borrow().has_work()
             || self.connections.borrow_mut().as_mut().is_some_and(|c| c.has_work())
     }
 

@@ -11,7 +11,7 @@ use gridkv_engine::hash::KeyHash;
 use gridkv_engine::reply::Reply;
 use gridkv_engine::store::Store;
 use gridkv_engine::Millis;
-use gridkv_net::frame::{Batch, Frame, FrameError, Head, Kind, Status};
+use gridkv_net::frame::{Batch, Frame, FrameError, Frames, Head, Kind, Status};
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::version_bytes;
 
@@ -37,10 +37,18 @@ pub(crate) struct Scratch {
     resp: Vec<u8>,
 }
 
-/// Answers every request of `requests` in `replies`, in order.
-pub(crate) fn batch(serving: &mut Serving<'_>, requests: &Batch, replies: &mut Batch) {
+/// Answers the requests of `requests` in `replies`, in order, from offset `from` on. When the replies reach `stop_at`
+/// bytes, the offset of the first request that was left.
+pub(crate) fn batch(
+    serving: &mut Serving<'_>,
+    requests: &Batch,
+    from: usize,
+    stop_at: usize,
+    replies: &mut Batch,
+) -> Option<usize> {
     let mut args = Vec::new();
-    for frame in requests.frames() {
+    let mut frames = Frames::from(requests.bytes(), from);
+    while let Some(frame) = frames.next() {
         let frame = frame.expect("batches inside a node are written by Batch, which writes whole frames");
         let outcome = catch_unwind(AssertUnwindSafe(|| one(serving, &frame, &mut args, replies)));
         match outcome {
@@ -55,7 +63,11 @@ pub(crate) fn batch(serving: &mut Serving<'_>, requests: &Batch, replies: &mut B
                 replies.push_reply(&frame.head, Status::Error, 0, PANIC_REPLY.as_bytes());
             }
         }
+        if replies.bytes().len() >= stop_at && frames.position() < requests.bytes().len() {
+            return Some(frames.position());
+        }
     }
+    None
 }
 
 #[inline]

@@ -135,7 +135,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&
         "role" => role(out),
         "time" => time(out),
         "wait" => wait(args, out).await,
-        "shutdown" => shutdown(core, args, out),
+        "shutdown" => shutdown(core, args),
         name => Err(format!("ERR '{name}' is not served by this node").into()),
     }
 }
@@ -173,7 +173,7 @@ async fn wait(args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
 }
 
 /// `SHUTDOWN`. The node keeps no files, so a shutdown that is asked to save is refused, unless it is forced.
-fn shutdown(core: &CoreRc, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+fn shutdown(core: &CoreRc, args: &[&[u8]]) -> Outcome {
     let known = ["nosave", "save", "now", "force", "abort"];
     let (mut asked, rest) = ([false; 5], &args[1..]);
     for arg in rest {
@@ -190,7 +190,7 @@ fn shutdown(core: &CoreRc, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
     if save && !force {
         return Err("ERR this node keeps no files and cannot save: use SHUTDOWN NOSAVE".into());
     }
-    out.ok();
+    // As in Redis, the reply is the end of the connection.
     core.topology.stop();
     Ok(())
 }

@@ -45,7 +45,7 @@ impl Session {
         if step == Step::Later {
             return Step::Later;
         }
-        back.count(spec);
+        back.count(spec, args);
         match spec.name {
             "watch" | "exec" => {}
             "ping" => match args {

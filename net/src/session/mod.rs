@@ -21,6 +21,8 @@
 mod commands;
 mod exec;
 mod replies;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod transaction;
@@ -119,7 +121,7 @@ pub trait Backplane {
     /// Whether clients must give a password.
     fn needs_password(&self) -> bool;
     /// Counts a command that the session itself answers.
-    fn count(&mut self, spec: &'static Spec);
+    fn count(&mut self, spec: &'static Spec, args: &[&[u8]]);
     /// Counts an error reply, given as its text with prefix.
     fn count_error(&mut self, text: &[u8]);
 }
@@ -197,6 +199,8 @@ pub struct Session {
     input: Vec<u8>,
     input_at: usize,
     replies: Replies,
+    /// Answers that may be outstanding now: grows with small answers, shrinks with large ones.
+    window: usize,
     authenticated: bool,
     reply_mode: ReplyMode,
     multi: Option<Multi>,
@@ -225,6 +229,7 @@ impl Session {
             input: Vec::new(),
             input_at: 0,
             replies: Replies::default(),
+            window: FIRST_WINDOW,
             authenticated: !needs_password,
             reply_mode: ReplyMode::On,
             multi: None,
@@ -334,6 +339,11 @@ impl Session {
     /// Takes the answer to a request that was sent away, and goes on if it was waited for.
     #[inline]
     pub fn answer(&mut self, slot: u32, index: u32, answer: &Answer<'_>, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        if answer.bytes.len() <= SMALL_ANSWER {
+            self.window = (self.window + 1).min(back.limits().max_pending);
+        } else {
+            self.window = (back.limits().output_high_water / answer.bytes.len()).clamp(1, self.window);
+        }
         if answer.is_error() {
             back.count_error(answer.bytes.strip_prefix(b"-").unwrap_or(answer.bytes));
         }
@@ -369,7 +379,7 @@ impl Session {
             let limits = back.limits();
             if self.barrier.is_some()
                 || out.len() + self.replies.parked() > limits.output_high_water
-                || self.replies.open() >= limits.max_pending
+                || self.replies.open() >= self.window.min(limits.max_pending)
             {
                 self.stalled = true;
                 break;
@@ -732,6 +742,11 @@ impl Session {
         self.plain = self.authenticated && self.multi.is_none() && self.reply_mode == ReplyMode::On;
     }
 }
+
+/// Answers that may be outstanding before one has come, and the size up to which an answer is small. A client that asks
+/// other cores for large values is thereby kept to about [`Limits::output_high_water`] of them at once.
+const FIRST_WINDOW: usize = 16;
+const SMALL_ANSWER: usize = 4 << 10;
 
 /// Redis Cluster's words, and how to get out of it.
 const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot; \
