@@ -298,13 +298,19 @@ impl Store {
         self.config.max_memory
     }
 
+    /// Whether the memory limit is reached.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.config.max_memory != 0 && self.memory_bytes() as u64 >= self.config.max_memory
+    }
+
     /// Whether a write may take memory now.
     ///
     /// # Errors
     /// [`StoreError::OutOfMemory`]; counted.
     #[inline]
     pub fn admit(&mut self) -> Result<(), StoreError> {
-        if self.config.max_memory != 0 && self.memory_bytes() as u64 >= self.config.max_memory {
+        if self.is_full() {
             self.stats.refused += 1;
             return Err(StoreError::OutOfMemory);
         }

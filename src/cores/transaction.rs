@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use gridkv_engine::Millis;
+use gridkv_engine::command::Flags;
 use gridkv_engine::reply::Reply;
-use gridkv_engine::store::Store;
+use gridkv_engine::store::{Store, StoreError};
 use gridkv_net::frame::{Batch, Frame, Status};
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::{Malformed, Step, Transaction};
@@ -21,7 +22,8 @@ pub(super) fn serve(serving: &mut Serving<'_>, frame: &Frame<'_>, replies: &mut 
     Ok(())
 }
 
-/// Runs a packed transaction and writes EXEC's reply: nothing but a null when a watched key has changed.
+/// Runs a packed transaction and writes EXEC's reply: nothing but a null when a watched key has changed, and an error
+/// when a command of it may take memory and there is none left. Both are known before the first command runs.
 ///
 /// A command that panics is answered with an error; those behind it run, as after any other error.
 pub(super) fn run(
@@ -35,6 +37,11 @@ pub(super) fn run(
     let mut transaction = Transaction::new(packed);
     if !transaction.watched(|hash, key, version| store.version(hash, key, now) == version)? {
         Writer::new(protocol, out).null_array();
+        return Ok(());
+    }
+    if store.is_full() && takes_memory(transaction.clone())? {
+        let text = format!("EXECABORT Transaction discarded because of: {}", StoreError::OutOfMemory);
+        Writer::new(protocol, out).error(&text);
         return Ok(());
     }
     let steps = transaction.steps()?;
@@ -61,4 +68,17 @@ pub(super) fn run(
         }
     }
     Ok(())
+}
+
+/// Whether one of the steps to come is refused by a store that is full.
+fn takes_memory(mut transaction: Transaction<'_>) -> Result<bool, Malformed> {
+    let mut args = Vec::new();
+    for _ in 0..transaction.steps()? {
+        if let Step::Command(spec) = transaction.step(&mut args)?
+            && spec.flags.contains(Flags::DENYOOM)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -93,8 +93,9 @@ pub enum Step<'a> {
     Raw(&'a [u8]),
 }
 
-/// Reads a transaction: first all of [`Transaction::watched`], then [`Transaction::steps`].
-#[derive(Debug)]
+/// Reads a transaction: first all of [`Transaction::watched`], then [`Transaction::steps`]. A clone reads on from the same
+/// place.
+#[derive(Clone, Debug)]
 pub struct Transaction<'a> {
     rest: &'a [u8],
 }
