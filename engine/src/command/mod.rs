@@ -24,8 +24,8 @@ pub mod number;
 pub mod scan;
 mod string;
 mod table;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::fmt;
 

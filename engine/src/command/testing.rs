@@ -6,6 +6,8 @@
 //!
 //! It resolves a line as a session does and runs it on one store that owns all shards. Each line is checked for the
 //! contract of a [`super::Run`]: exactly one reply, [`Context::aux`] set where a merge reads it, the store's invariants kept.
+//!
+//! Compiled for tests and, by the feature `testing`, for the fuzz targets; never into a node.
 
 use std::fmt::Write;
 
@@ -17,33 +19,48 @@ use crate::store::{Store, StoreConfig};
 
 /// A store, and the time that it is there.
 #[derive(Debug)]
-pub(crate) struct Console {
+pub struct Console {
     /// What the commands work on.
-    pub(crate) store: Store,
+    pub store: Store,
     /// Unix milliseconds that commands see; changed by tests only.
-    pub(crate) now: Millis,
+    pub now: Millis,
+}
+
+impl Default for Console {
+    fn default() -> Console {
+        Console::with(StoreConfig::default())
+    }
 }
 
 impl Console {
     /// An empty store, at time 1 000 000.
-    pub(crate) fn new() -> Console {
-        Console::with(StoreConfig::default())
+    pub fn new() -> Console {
+        Console::default()
     }
 
     /// An empty store of that configuration, at time 1 000 000.
-    pub(crate) fn with(config: StoreConfig) -> Console {
+    ///
+    /// # Panics
+    /// Never: the backend in memory can always be made.
+    pub fn with(config: StoreConfig) -> Console {
         let backend = Registry::default().make(DEFAULT_BACKEND, &config.backend()).unwrap();
         Console { store: Store::new(config, backend), now: 1_000_000 }
     }
 
     /// Runs a line: words, or `"quoted \x00 strings"`.
-    pub(crate) fn run(&mut self, line: &str) -> String {
+    ///
+    /// # Panics
+    /// As [`Console::run_args`], and on a quote that is not closed.
+    pub fn run(&mut self, line: &str) -> String {
         let words = words(line);
         self.run_args(&words.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
     /// Runs a command given as arguments.
-    pub(crate) fn run_args(&mut self, args: &[&[u8]]) -> String {
+    ///
+    /// # Panics
+    /// When the command breaks the contract of a [`super::Run`], or does not run beside the data.
+    pub fn run_args(&mut self, args: &[&[u8]]) -> String {
         let spec = match resolve(args) {
             Ok(spec) => spec,
             Err(refusal) => return refusal.text().to_owned(),
@@ -70,7 +87,10 @@ impl Console {
     }
 
     /// Runs a script: lines `command => reply`, and `wait MILLIS` for time to pass. Empty lines and `#` are skipped.
-    pub(crate) fn script(&mut self, script: &str) {
+    ///
+    /// # Panics
+    /// When a reply is another one, and as [`Console::run`].
+    pub fn script(&mut self, script: &str) {
         for line in script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             if let Some(millis) = line.strip_prefix("wait ") {
                 self.now += millis.trim().parse::<Millis>().expect("a number of milliseconds");
@@ -94,6 +114,7 @@ pub(super) struct Transcript {
 
 impl Transcript {
     /// The text of the one reply, which must be there as a whole.
+    #[cfg(test)]
     pub(super) fn finish(self) -> String {
         assert!(self.open.is_empty(), "a reply that does not end: {}", self.text);
         assert_eq!(self.replies, 1, "not one reply: {}", self.text);

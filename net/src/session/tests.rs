@@ -1,220 +1,9 @@
-//! A session over cores made of plain stores, whose answers come when the test lets them come.
+//! A session over [`testing::Cores`]: what a client reads, whatever core answers when.
 
-use std::collections::VecDeque;
-
-use gridkv_engine::backend::{BackendConfig, DEFAULT_BACKEND, Registry};
-use gridkv_engine::command::Context;
-use gridkv_engine::hash::ShardCount;
-use gridkv_engine::store::{Store, StoreConfig};
 use proptest::prelude::*;
 
-use super::transaction::{Step, Transaction, version_bytes};
+use super::testing::Cores;
 use super::*;
-use crate::frame::Status;
-
-const NOW: u64 = 1_700_000_000_000;
-
-enum Sent {
-    Get(Vec<u8>),
-    Set(Vec<u8>, Vec<u8>),
-    Version(Vec<u8>),
-    Command(&'static Spec, Vec<Vec<u8>>, Protocol),
-    Exec(Vec<u8>, Protocol),
-    Node,
-}
-
-/// Cores of which this session lives on the first.
-struct Cores {
-    keyspace: Keyspace,
-    stores: Vec<Store>,
-    limits: Limits,
-    /// Requests under way to each core; those of the node are with the own core.
-    lanes: Vec<VecDeque<(KeyHash, u32, u32, Sent)>>,
-    room: usize,
-    password: Option<&'static [u8]>,
-}
-
-fn limits() -> Limits {
-    Limits {
-        wire: WireLimits { max_bulk: 1 << 16, ..WireLimits::default() },
-        max_key: 1000,
-        query_buffer: 1 << 20,
-        output_high_water: 1 << 16,
-        max_pending: 64,
-        multi_queue: 16,
-    }
-}
-
-impl Cores {
-    fn new(cores: usize) -> Cores {
-        let keyspace = Keyspace { seed: 7, shards: ShardCount::new(32).unwrap() };
-        let store = |core: usize| {
-            let cut = |i: usize| (i * 32 / cores) as u16;
-            let config = StoreConfig { keyspace, owned: cut(core)..cut(core + 1), ..StoreConfig::default() };
-            let backend = BackendConfig { keyspace, owned: config.owned.clone() };
-            Store::new(config, Registry::default().make(DEFAULT_BACKEND, &backend).unwrap())
-        };
-        Cores {
-            keyspace,
-            stores: (0..cores).map(store).collect(),
-            limits: limits(),
-            lanes: (0..cores).map(|_| VecDeque::new()).collect(),
-            room: 8,
-            password: None,
-        }
-    }
-
-    fn run_on(&mut self, core: usize, spec: &Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64 {
-        let mut writer = Writer::new(protocol, out);
-        let mut context = Context { store: &mut self.stores[core], args, now: NOW, out: &mut writer, aux: 0 };
-        (spec.run.expect("a command of the data"))(&mut context);
-        context.aux
-    }
-
-    fn exec_on(&mut self, core: usize, packed: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        let mut transaction = Transaction::new(packed);
-        let store = &mut self.stores[core];
-        if !transaction.watched(|hash, key, version| store.version(hash, key, NOW) == version).unwrap() {
-            return Writer::new(protocol, out).null_array();
-        }
-        let steps = transaction.steps().unwrap();
-        Writer::new(protocol, out).array(steps as usize);
-        let mut args = Vec::new();
-        for _ in 0..steps {
-            match transaction.step(&mut args).unwrap() {
-                Step::Raw(reply) => out.extend_from_slice(reply),
-                Step::Command(spec) => {
-                    self.run_on(core, spec, &args, protocol, out);
-                }
-            }
-        }
-    }
-
-    /// Serves the oldest request to a core.
-    fn serve(&mut self, core: usize, session: &mut Session, out: &mut Vec<u8>) -> bool {
-        let Some((hash, slot, index, sent)) = self.lanes[core].pop_front() else { return false };
-        let mut bytes = Vec::new();
-        let (mut status, mut aux) = (Status::Encoded, 0);
-        match sent {
-            Sent::Get(key) => match self.stores[core].get(hash, &key, NOW) {
-                Some(entry) => {
-                    bytes.extend_from_slice(entry.value);
-                    status = Status::Value;
-                }
-                None => status = Status::Nil,
-            },
-            Sent::Set(key, value) => {
-                self.stores[core].set(hash, &key, &value, 0, NOW).unwrap();
-                status = Status::Done;
-            }
-            Sent::Version(key) => match self.stores[core].version(hash, &key, NOW) {
-                Some(version) => {
-                    bytes.extend_from_slice(&version_bytes(version));
-                    status = Status::Value;
-                }
-                None => status = Status::Nil,
-            },
-            Sent::Command(spec, args, protocol) => {
-                let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-                aux = self.run_on(core, spec, &args, protocol, &mut bytes);
-            }
-            Sent::Exec(packed, protocol) => self.exec_on(core, &packed, protocol, &mut bytes),
-            Sent::Node => bytes.extend_from_slice(b"+node\r\n"),
-        }
-        session.answer(slot, index, &Answer { status, aux, bytes: &bytes }, self, out);
-        true
-    }
-
-    /// Serves everything, cores chosen by `order`, and lets the session go on.
-    fn settle(&mut self, session: &mut Session, out: &mut Vec<u8>, order: &mut impl FnMut() -> usize) {
-        loop {
-            let busy: Vec<usize> = (0..self.lanes.len()).filter(|&core| !self.lanes[core].is_empty()).collect();
-            if busy.is_empty() {
-                let before = (out.len(), session.input_bytes());
-                if !session.is_stalled() {
-                    return;
-                }
-                session.resume(self, out);
-                let idle = self.lanes.iter().all(VecDeque::is_empty);
-                assert!(!idle || before != (out.len(), session.input_bytes()) || !session.is_stalled(), "stuck");
-                continue;
-            }
-            self.serve(busy[order() % busy.len()], session, out);
-            if order() % 3 == 0 {
-                session.resume(self, out);
-            }
-        }
-    }
-}
-
-impl Backplane for Cores {
-    fn keyspace(&self) -> Keyspace {
-        self.keyspace
-    }
-    fn here(&self) -> CoreId {
-        CoreId(0)
-    }
-    fn cores(&self) -> usize {
-        self.stores.len()
-    }
-    fn owner(&self, hash: KeyHash) -> CoreId {
-        let shard = self.keyspace.shard(hash).0;
-        CoreId(self.stores.iter().position(|store| store.owned().contains(&shard)).unwrap() as u16)
-    }
-    fn limits(&self) -> &Limits {
-        &self.limits
-    }
-    fn get(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        let mut writer = Writer::new(protocol, out);
-        match self.stores[0].get(hash, key, NOW) {
-            Some(entry) => writer.bulk(entry.value),
-            None => writer.null(),
-        }
-    }
-    fn set(&mut self, hash: KeyHash, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
-        self.stores[0].set(hash, key, value, 0, NOW).unwrap();
-        out.extend_from_slice(b"+OK\r\n");
-    }
-    fn run(&mut self, spec: &'static Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64 {
-        self.run_on(0, spec, args, protocol, out)
-    }
-    fn exec(&mut self, transaction: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        self.exec_on(0, transaction, protocol, out);
-    }
-    fn version(&mut self, hash: KeyHash, key: &[u8]) -> Option<Version> {
-        self.stores[0].version(hash, key, NOW)
-    }
-    fn has_room(&self, to: CoreId) -> bool {
-        self.lanes[to.index()].len() < self.room
-    }
-    fn send(&mut self, to: CoreId, hash: KeyHash, slot: u32, index: u32, request: Request<'_>) {
-        let own = |args: &[&[u8]]| args.iter().map(|arg| arg.to_vec()).collect();
-        let sent = match request {
-            Request::Get(key) => Sent::Get(key.to_vec()),
-            Request::Set(key, value) => Sent::Set(key.to_vec(), value.to_vec()),
-            Request::Version(key) => Sent::Version(key.to_vec()),
-            Request::Command(spec, args, protocol) => Sent::Command(spec, own(args), protocol),
-            Request::Exec(packed, protocol) => Sent::Exec(packed.to_vec(), protocol),
-        };
-        self.lanes[to.index()].push_back((hash, slot, index, sent));
-    }
-    fn node(&mut self, slot: u32, _: &Client, _: &'static Spec, _: &[&[u8]]) {
-        assert!(self.lanes.iter().all(VecDeque::is_empty), "a command of the node waits for those before it");
-        self.lanes[0].push_back((KeyHash(0), slot, 0, Sent::Node));
-    }
-    fn login(&mut self, user: &[u8], password: &[u8]) -> Login {
-        match self.password {
-            None => Login::NotNeeded,
-            Some(known) if user == b"default" && known == password => Login::Welcome,
-            Some(_) => Login::Refused,
-        }
-    }
-    fn needs_password(&self) -> bool {
-        self.password.is_some()
-    }
-    fn count(&mut self, _: &'static Spec) {}
-    fn count_error(&mut self, _: &[u8]) {}
-}
 
 /// Lines of words, sent as arrays.
 fn encode(script: &str) -> Vec<u8> {
@@ -274,14 +63,18 @@ fn a_command_of_the_node_waits_for_those_before_and_holds_those_behind() {
 fn transactions() {
     for (script, expected) in [
         ("MULTI\nSET k 1\nINCR k\nPING\nEXEC", "+OK +QUEUED +QUEUED +QUEUED *3 +OK :2 +PONG "),
-        ("MULTI\nSET a 1\nSET b 2\nSET c 3\nMGET a b c\nEXEC\nGET b", 
-         "+OK +QUEUED +QUEUED +QUEUED +QUEUED *4 +OK +OK +OK *3 $1 1 $1 2 $1 3 $1 2 "),
+        (
+            "MULTI\nSET a 1\nSET b 2\nSET c 3\nMGET a b c\nEXEC\nGET b",
+            "+OK +QUEUED +QUEUED +QUEUED +QUEUED *4 +OK +OK +OK *3 $1 1 $1 2 $1 3 $1 2 ",
+        ),
         ("WATCH k\nSET k 2\nMULTI\nGET k\nEXEC", "+OK +OK +OK +QUEUED *-1 "),
         ("WATCH k\nMULTI\nGET k\nEXEC\nMULTI\nPING\nEXEC", "+OK +OK +QUEUED *1 $-1 +OK +QUEUED *1 +PONG "),
         ("WATCH k j\nUNWATCH\nSET k 2\nMULTI\nGET k\nEXEC", "+OK +OK +OK +OK +QUEUED *1 $1 2 "),
-        ("MULTI\nNOSUCH\nSET k 1\nEXEC\nGET k",
-         "+OK -ERR unknown command 'NOSUCH', with args beginning with:  +QUEUED -EXECABORT Transaction discarded \
-          because of previous errors. $-1 "),
+        (
+            "MULTI\nNOSUCH\nSET k 1\nEXEC\nGET k",
+            "+OK -ERR unknown command 'NOSUCH', with args beginning with:  +QUEUED -EXECABORT Transaction discarded \
+          because of previous errors. $-1 ",
+        ),
         ("MULTI\nMULTI\nSET k 1\nDISCARD\nGET k", "+OK -ERR MULTI calls can not be nested +QUEUED +OK $-1 "),
         ("EXEC\nDISCARD", "-ERR EXEC without MULTI -ERR DISCARD without MULTI "),
         ("MULTI\nTIME\nEXEC", "+OK +QUEUED *1 +node "),
@@ -312,7 +105,8 @@ fn a_strangers_requests_are_small_and_refused() {
 
 #[test]
 fn replies_can_be_turned_off() {
-    let script = "CLIENT REPLY OFF\nSET a 1\nSET b 2\nMGET a b\nGET c\nNOSUCH\nCLIENT REPLY ON\nCLIENT REPLY SKIP\nGET b\nGET a";
+    let script =
+        "CLIENT REPLY OFF\nSET a 1\nSET b 2\nMGET a b\nGET c\nNOSUCH\nCLIENT REPLY ON\nCLIENT REPLY SKIP\nGET b\nGET a";
     assert_eq!(ask(script), "+OK $1 1 ");
 }
 
@@ -343,8 +137,10 @@ fn a_client_that_does_not_read_stops_being_read() {
 #[test]
 fn bounds_have_their_own_errors() {
     let long = "k".repeat(1001);
-    assert_eq!(ask(&format!("GET {long}\nSET {long} v\nDEL {long}\nPING")),
-        "-ERR key is longer than 1000 bytes -ERR key is longer than 1000 bytes -ERR key is longer than 1000 bytes +PONG ");
+    assert_eq!(
+        ask(&format!("GET {long}\nSET {long} v\nDEL {long}\nPING")),
+        "-ERR key is longer than 1000 bytes -ERR key is longer than 1000 bytes -ERR key is longer than 1000 bytes +PONG "
+    );
     let queued = ask(&format!("MULTI\n{}EXEC", "GET k\n".repeat(17)));
     assert!(queued.contains("-ERR a transaction may queue 16 commands") && queued.contains("-EXECABORT"), "{queued}");
     let mut cores = Cores::new(1);
@@ -373,8 +169,8 @@ fn word() -> impl Strategy<Value = String> {
 
 fn line() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec![
-        "GET", "SET", "MGET", "MSET", "DEL", "EXISTS", "INCR", "APPEND", "MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH",
-        "PING", "DBSIZE", "RENAME", "MSETNX", "TIME", "GETSET", "STRLEN", "NOSUCH", "HELLO", "FLUSHALL",
+        "GET", "SET", "MGET", "MSET", "DEL", "EXISTS", "INCR", "APPEND", "MULTI", "EXEC", "DISCARD", "WATCH",
+        "UNWATCH", "PING", "DBSIZE", "RENAME", "MSETNX", "TIME", "GETSET", "STRLEN", "NOSUCH", "HELLO", "FLUSHALL",
     ]);
     (name, prop::collection::vec(word(), 0..5)).prop_map(|(name, words)| {
         let words = if name == "HELLO" || name == "FLUSHALL" { Vec::new() } else { words };
