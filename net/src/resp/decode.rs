@@ -325,6 +325,8 @@ impl Decoder {
     fn number(&mut self, input: &[u8], limits: &Limits, too_long: ProtocolError) -> Result<Line, ProtocolError> {
         let from = self.at + self.scanned;
         match memchr::memchr(b'\r', &input[from..]) {
+            // Too long is too long, whether the end came with the same bytes or not.
+            Some(found) if self.scanned + found > limits.max_line as usize => Err(too_long),
             // The line feed must be there too, and is not looked at: as in Redis.
             Some(found) if from + found + 1 < input.len() => {
                 self.scanned = 0;
@@ -517,6 +519,23 @@ mod tests {
 
     fn every_cut(input: &[u8]) -> Vec<usize> {
         (1..input.len()).collect()
+    }
+
+    /// Found by fuzzing: a length of too many digits was "too long" when its line came in pieces, "invalid" when the line came
+    /// whole.
+    #[test]
+    fn a_length_is_too_long_however_it_is_cut() {
+        let limits = Limits { max_line: 20, ..Limits::default() };
+        let many = "0".repeat(21);
+        for (bytes, expected) in [
+            (format!("*{many}\r\n"), ProtocolError::LongMultibulkLine),
+            (format!("*1\r\n${many}\r\n"), ProtocolError::LongBulkLine),
+            (format!("*{}\r\n", &many[1..]), ProtocolError::MultibulkLength),
+        ] {
+            let bytes = bytes.as_bytes();
+            assert_eq!(commands(bytes, &[], &limits), (Vec::new(), Some(expected)));
+            assert_eq!(commands(bytes, &every_cut(bytes), &limits), (Vec::new(), Some(expected)));
+        }
     }
 
     #[test]
