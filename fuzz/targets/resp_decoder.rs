@@ -41,10 +41,13 @@ fn read(bytes: &[u8], limits: &Limits, mut next: impl FnMut() -> usize) -> Comma
             }
             Parsed::Nothing { consumed } => consumed,
             Parsed::Command { consumed } => {
+                assert!((1..=limits.max_args as usize).contains(&spans.len()));
+                assert!(spans.iter().all(|span| span.len <= limits.max_bulk));
                 commands.push(spans.iter().map(|span| span.of(&input[..consumed]).to_vec()).collect::<Vec<_>>());
                 consumed
             }
             Parsed::Line { consumed } => {
+                assert!(!spans.is_empty() && consumed <= limits.max_line as usize + 1);
                 commands.push(spans.iter().map(|span| span.of(decoder.line()).to_vec()).collect());
                 consumed
             }
@@ -52,12 +55,6 @@ fn read(bytes: &[u8], limits: &Limits, mut next: impl FnMut() -> usize) -> Comma
         assert!(0 < consumed && consumed <= input.len() && input.len() >= needed);
         begin += consumed;
         needed = 0;
-        if let Some(last) = commands.last() {
-            assert!(!last.is_empty());
-            let line = matches!(parsed, Parsed::Line { .. });
-            assert!(line || last.len() <= limits.max_args as usize);
-            assert!(line || last.iter().all(|arg| arg.len() <= limits.max_bulk as usize));
-        }
     }
 }
 

@@ -49,6 +49,11 @@ ensure_c() {
     need pkg-config "some crates look for libraries" pkg-config
 }
 
+# For libFuzzer, which its crate compiles from source.
+ensure_cxx() {
+    need c++ "libFuzzer is written in C++" g++
+}
+
 rust_wanted() { sed -nE 's/^rust-version = "([0-9.]+)"/\1/p' "$ROOT/Cargo.toml" | head -n 1; }
 rust_found() { rustc --version 2>/dev/null | awk '{print $2}' || true; }
 
