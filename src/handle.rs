@@ -358,7 +358,7 @@ impl GridKv {
         let (done, result) = oneshot::channel();
         let run: Box<dyn FnOnce(&crate::cores::CoreRc) + Send> = Box::new(move |core| {
             let handle = CoreHandle::new(core.clone());
-            crate::cores::spawn_guarded(async move { work(handle).await }, done);
+            crate::cores::spawn_guarded(core, async move { work(handle).await }, done);
         });
         if !self.topology().links[core].send(Message::Run(run)).await {
             return Err(Error::Closed);
@@ -382,7 +382,7 @@ impl GridKv {
             let work = work.clone();
             let run: Box<dyn FnOnce(&crate::cores::CoreRc) + Send> = Box::new(move |core| {
                 let handle = CoreHandle::new(core.clone());
-                crate::cores::spawn_guarded(async move { work(handle).await }, done);
+                crate::cores::spawn_guarded(core, async move { work(handle).await }, done);
             });
             if !self.topology().links[core].send(Message::Run(run)).await {
                 return Err(Error::Closed);

@@ -34,7 +34,7 @@ use gridkv_net::session::{Answer, Limits, Session};
 
 use super::backplane::Plane;
 use super::launch::Seat;
-use super::{Core, CoreRc, serve};
+use super::{Core, CoreRc, Counted, serve};
 use crate::metrics::{NodeMetrics, render_prometheus};
 use crate::node::Clients;
 use crate::server::clients::ClientView;
@@ -154,7 +154,9 @@ fn tight(limits: Limits) -> Limits {
 /// Runs a task that makes the answer to `slot` of `conn`; a panic in it is answered too.
 pub(super) fn answer_later(core: &CoreRc, conn: ConnId, slot: u32, work: impl Future<Output = Vec<u8>> + 'static) {
     let core = core.clone();
+    let counted = Counted::new(&core);
     glommio::spawn_local(async move {
+        let _counted = counted;
         // A task runs at once up to its first await, and its maker still borrows the core.
         futures_lite::future::yield_now().await;
         let bytes = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {

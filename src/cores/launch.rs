@@ -19,7 +19,7 @@ use gridkv_net::sleeper::Sleeper;
 use super::connections::Connections;
 use super::serve::Scratch;
 use super::waiters::Waiters;
-use super::{Core, State, background};
+use super::{Core, State, background, watch};
 use crate::Error;
 use crate::config::Config;
 use crate::handle::unix_ms;
@@ -34,8 +34,9 @@ use crate::topology::{Message, Topology};
 const IO_MEMORY: usize = 64 << 10;
 /// Submission entries of an executor's rings; its own work is timers and one eventfd.
 const RING_DEPTH: usize = 64;
-/// How long the turn loop may keep the executor from its timers and background queue.
-const PREEMPT: Duration = Duration::from_millis(1);
+/// How long the turn loop may keep the executor from its timers and background queue. Longer than these need: see
+/// [`super::watch`].
+const PREEMPT: Duration = Duration::from_millis(4);
 
 /// Everything one core starts with.
 pub(crate) struct Seat {
@@ -72,6 +73,7 @@ pub(crate) fn start(
             match build(seat) {
                 Ok(core) => {
                     background::start(&core);
+                    watch::start(&core);
                     let _ = ready.send(Ok(()));
                     drop(ready);
                     core.clone().run().await;
@@ -115,6 +117,7 @@ fn build(seat: Seat) -> Result<Rc<Core>, Error> {
         signal: seat.signal,
         sleeper: Sleeper::new(eventfds),
         asleep: Cell::new(false),
+        tasks: Cell::new(0),
         stopping: Cell::new(false),
         spin: seat.config.spin,
     }))

@@ -24,6 +24,7 @@ pub(crate) mod launch;
 pub(crate) mod serve;
 pub(crate) mod transaction;
 mod waiters;
+pub(crate) mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -94,6 +95,8 @@ pub(crate) struct Core {
     signal: Arc<Signal>,
     sleeper: Sleeper,
     asleep: Cell<bool>,
+    /// Tasks of application code, and tasks that make answers.
+    tasks: Cell<usize>,
     stopping: Cell<bool>,
     spin: Duration,
 }
@@ -290,12 +293,31 @@ pub(crate) fn on_core() -> bool {
     ON_CORE.get()
 }
 
+/// Counts a task of its core as long as it lives.
+pub(crate) struct Counted(CoreRc);
+
+impl Counted {
+    pub(crate) fn new(core: &CoreRc) -> Counted {
+        core.tasks.set(core.tasks.get() + 1);
+        Counted(core.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.tasks.set(self.0.tasks.get() - 1);
+    }
+}
+
 /// Spawns a task of application code on this core; a panic inside becomes [`Error::Panicked`] of that task alone.
 pub(crate) fn spawn_guarded<T: 'static>(
+    core: &CoreRc,
     work: impl Future<Output = T> + 'static,
     done: oneshot::Sender<Result<T, Error>>,
 ) {
+    let counted = Counted::new(core);
     glommio::spawn_local(async move {
+        let _counted = counted;
         let result = AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Error::Panicked);
         let _ = done.send(result);
     })
