@@ -5,7 +5,9 @@
 //! ([`crate::signal::Signal`] writes its eventfd), a socket (the kernel writes the ring's), or another task of the same
 //! executor ([`Sleeper::kick`], no system call).
 //!
-//! The reads stay under way across sleeps: glommio offers no cancellation that would be cheaper than leaving them.
+//! Each eventfd has a task that reads it over and over and kicks. The sleep itself must not await the reads: a read that
+//! stays under way across sleeps would get one more clone of the sleeper's waker with each, which glommio 0.9 keeps all,
+//! and a task that has 32767 of them panics.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -16,87 +18,80 @@ use std::task::{Context, Poll, Waker};
 
 use glommio::io::BufferedFile;
 
-type Reading = Pin<Box<dyn Future<Output = ()>>>;
-
-struct Place {
-    file: Rc<BufferedFile>,
-    reading: Option<Reading>,
-}
-
-/// The sleeping place of one core. Lives on the core's executor.
-pub struct Sleeper {
-    places: RefCell<Vec<Place>>,
+/// What the tasks that may end a sleep share with it.
+#[derive(Default)]
+struct Kick {
     kicked: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
-impl Sleeper {
-    /// Sleeps on `eventfds`, all made in blocking mode. Must be called inside the core's executor.
-    pub fn new(eventfds: Vec<OwnedFd>) -> Sleeper {
-        let places = eventfds
-            .into_iter()
-            .map(|eventfd| {
-                // SAFETY: the descriptor was owned and is given up here, so the file is its only owner; it stays open
-                // until the file is dropped. An eventfd is read with plain reads of eight bytes, whatever the offset.
-                let file = unsafe { BufferedFile::from_raw_fd(eventfd.into_raw_fd()) };
-                Place { file: Rc::new(file), reading: None }
-            })
-            .collect();
-        Sleeper { places: RefCell::new(places), kicked: Cell::new(false), waker: RefCell::new(None) }
-    }
-
-    /// Ends the current or the next sleep. For tasks of the same executor.
-    pub fn kick(&self) {
+impl Kick {
+    fn kick(&self) {
         if !self.kicked.replace(true)
             && let Some(waker) = self.waker.borrow_mut().take()
         {
             waker.wake();
         }
     }
+}
+
+/// The sleeping place of one core. Lives on the core's executor.
+pub struct Sleeper {
+    kick: Rc<Kick>,
+}
+
+impl Sleeper {
+    /// Sleeps on `eventfds`, all made in blocking mode. Must be called inside the core's executor.
+    pub fn new(eventfds: Vec<OwnedFd>) -> Sleeper {
+        let kick = Rc::new(Kick::default());
+        for eventfd in eventfds {
+            // SAFETY: the descriptor was owned and is given up here, so the file is its only owner; it stays open
+            // until the file is dropped. An eventfd is read with plain reads of eight bytes, whatever the offset.
+            let file = unsafe { BufferedFile::from_raw_fd(eventfd.into_raw_fd()) };
+            let sleeper = Rc::downgrade(&kick);
+            glommio::spawn_local(async move {
+                loop {
+                    // A failing read ends every sleep at once: the core then polls, which is correct and loud in `top`.
+                    let _ = file.read_at(0, 8).await;
+                    let Some(kick) = sleeper.upgrade() else { return };
+                    kick.kick();
+                }
+            })
+            .detach();
+        }
+        Sleeper { kick }
+    }
+
+    /// Ends the current or the next sleep. For tasks of the same executor.
+    pub fn kick(&self) {
+        self.kick.kick();
+    }
 
     /// Sleeps until an eventfd is written or [`Sleeper::kick`] is called. May end early.
     pub async fn sleep(&self) {
-        Sleep { place: self }.await;
+        Sleep { kick: &self.kick }.await;
     }
 }
 
 struct Sleep<'a> {
-    place: &'a Sleeper,
+    kick: &'a Kick,
 }
 
 impl Future for Sleep<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let place = self.place;
-        if place.kicked.replace(false) {
+        if self.kick.kicked.replace(false) {
             return Poll::Ready(());
         }
-        let mut woken = false;
-        for Place { file, reading } in place.places.borrow_mut().iter_mut() {
-            let future = reading.get_or_insert_with(|| {
-                let file = file.clone();
-                Box::pin(async move {
-                    // A failing read would end every sleep at once: the core then polls, which is correct and loud in `top`.
-                    let _ = file.read_at(0, 8).await;
-                })
-            });
-            if future.as_mut().poll(cx).is_ready() {
-                *reading = None;
-                woken = true;
-            }
-        }
-        if woken {
-            return Poll::Ready(());
-        }
-        *place.waker.borrow_mut() = Some(cx.waker().clone());
+        *self.kick.waker.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
 }
 
 impl std::fmt::Debug for Sleeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sleeper").field("kicked", &self.kicked.get()).finish_non_exhaustive()
+        f.debug_struct("Sleeper").field("kicked", &self.kick.kicked.get()).finish_non_exhaustive()
     }
 }
 
@@ -124,6 +119,16 @@ mod tests {
                     signal.announce_sleep();
                     sleeper.sleep().await;
                     signal.awake();
+                }
+                // More often than a task of glommio may have wakers; the eventfd is not written in the meantime.
+                for _ in 0..40_000 {
+                    let kicker = sleeper.clone();
+                    glommio::spawn_local(async move {
+                        glommio::executor().yield_task_queue_now().await;
+                        kicker.kick();
+                    })
+                    .detach();
+                    sleeper.sleep().await;
                 }
                 let kicker = sleeper.clone();
                 glommio::spawn_local(async move { kicker.kick() }).detach();
