@@ -556,11 +556,11 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Step {
         match spec.route {
-            Route::Session => return self.own(spec, args, loudness, back, out),
+            Route::Session => self.own(spec, args, loudness, back, out),
             Route::Key => {
                 let key = args[usize::try_from(spec.first_key).unwrap_or(1)];
                 let hash = back.keyspace().locate(key);
-                return self.one(spec, args, hash, loudness, back, out);
+                self.one(spec, args, hash, loudness, back, out)
             }
             Route::Shard => {
                 let keyspace = back.keyspace();
@@ -573,7 +573,7 @@ impl Session {
                     self.refuse(CROSS_SLOT, loudness, back, out);
                     return Step::Done;
                 }
-                return self.one(spec, args, first, loudness, back, out);
+                self.one(spec, args, first, loudness, back, out)
             }
             Route::Split(merge) => self.split(spec, args, merge, loudness, back, out),
             Route::Every(merge) => self.every(spec, args, merge, loudness, back, out),

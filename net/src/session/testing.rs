@@ -163,7 +163,7 @@ impl Cores {
                 continue;
             }
             self.serve(busy[order() % busy.len()], session, out);
-            if order() % 3 == 0 {
+            if order().is_multiple_of(3) {
                 session.resume(self, out);
             }
         }
