@@ -255,10 +255,7 @@ impl Connections {
             table.fed = 0;
         }
         table.fed_since = None;
-        // What was queued above goes to the kernel now, not with the next turn.
-        if work {
-            self.turn(core);
-        }
+        // What was queued goes to the kernel with the next turn's system call, which follows at once.
         work
     }
 

@@ -237,10 +237,6 @@ impl CoreHandle {
         futures_lite::future::yield_now().await;
     }
 
-    pub(crate) fn core(&self) -> &CoreRc {
-        &self.core
-    }
-
     async fn command(&self, key: &[u8], args: &[&[u8]]) -> Result<Reply, Error> {
         check_key(key)?;
         let (hash, owner) = self.locate(key);

@@ -62,6 +62,9 @@ const INBOX_PER_TURN: usize = 256;
 /// Batches of one sibling that one turn serves.
 const BATCHES_PER_TURN: usize = 8;
 
+/// Idle turns between two looks at the clock.
+const IDLE_TURNS_PER_LOOK: u32 = 8;
+
 /// What a core owns.
 pub(crate) struct State {
     pub(crate) store: Store,
@@ -249,17 +252,21 @@ impl Core {
 
     /// The turn loop, until the core is told to stop.
     async fn run(self: Rc<Self>) {
-        let mut idle_since: Option<Instant> = None;
+        let mut idle_turns = 0u32;
+        let mut idle_since = Instant::now();
         while !self.stopping.get() {
             if self.turn() {
-                idle_since = None;
+                idle_turns = 0;
             } else {
-                let since = *idle_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= self.spin {
+                // The clock costs as much as an idle turn, so it is asked now and then.
+                if idle_turns == 0 {
+                    idle_since = Instant::now();
+                } else if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && idle_since.elapsed() >= self.spin {
                     self.sleep().await;
-                    idle_since = None;
+                    idle_turns = 0;
                     continue;
                 }
+                idle_turns += 1;
                 std::hint::spin_loop();
             }
             futures_lite::future::yield_now().await;
