@@ -130,3 +130,16 @@ fn redis_benchmark() {
         assert!(!text.contains("ERR"), "{text}");
     }
 }
+
+/// One core and one client that waits for each reply: the core goes to sleep between any two requests, more often than a
+/// task of its executor may have wakers.
+#[test]
+#[ignore = "needs redis-benchmark, which scripts/test installs"]
+fn redis_benchmark_one_request_at_a_time() {
+    let mut node = Node::with_cores(1);
+    let mut command = Command::new("redis-benchmark");
+    command.args(["-p", &node.resp.port().to_string(), "-n", "40000", "--csv", "-t", "get", "-c", "1"]);
+    let text = run(&mut command);
+    assert!(text.contains("\"GET\""), "{text}");
+    node.assert_well();
+}
