@@ -88,6 +88,13 @@ pub trait Backend {
         look: &mut dyn FnMut(KeyHash, Entry<'_>),
     ) -> Option<KeyHash>;
 
+    /// A hint that the entry of that hash is wanted soon: bring closer where it would be found. Misses of the cache that are
+    /// begun for many keys at once overlap.
+    fn prefetch_place(&self, _shard: ShardId, _hash: KeyHash) {}
+
+    /// The second half of the hint, a while after [`Backend::prefetch_place`]: bring closer the entry itself.
+    fn prefetch_entry(&self, _shard: ShardId, _hash: KeyHash) {}
+
     /// Number of entries, tombstones included.
     fn len(&self) -> usize;
 
@@ -182,8 +189,13 @@ impl InMemory {
     }
 
     #[inline]
+    fn index(&self, shard: ShardId) -> usize {
+        if self.tables.len() == 1 { 0 } else { usize::from(shard.0 - self.first) }
+    }
+
+    #[inline]
     fn table(&mut self, shard: ShardId) -> &mut Table {
-        let at = if self.tables.len() == 1 { 0 } else { usize::from(shard.0 - self.first) };
+        let at = self.index(shard);
         &mut self.tables[at]
     }
 }
@@ -270,6 +282,16 @@ impl Backend for InMemory {
             }
         })?;
         (space.shard(next) == shard).then_some(next)
+    }
+
+    #[inline]
+    fn prefetch_place(&self, shard: ShardId, hash: KeyHash) {
+        self.tables[self.index(shard)].prefetch_bucket(hash);
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, shard: ShardId, hash: KeyHash) {
+        self.tables[self.index(shard)].prefetch_record(hash);
     }
 
     fn len(&self) -> usize {

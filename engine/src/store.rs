@@ -226,6 +226,24 @@ impl Store {
         &mut self.shards[usize::from(shard.0 - self.config.owned.start)]
     }
 
+    /// See [`Backend::prefetch_place`]. A hash of another store is ignored.
+    #[inline]
+    pub fn prefetch_place(&self, hash: KeyHash) {
+        let shard = self.config.keyspace.shard(hash);
+        if self.config.owned.contains(&shard.0) {
+            self.backend.prefetch_place(shard, hash);
+        }
+    }
+
+    /// See [`Backend::prefetch_entry`]. A hash of another store is ignored.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: KeyHash) {
+        let shard = self.config.keyspace.shard(hash);
+        if self.config.owned.contains(&shard.0) {
+            self.backend.prefetch_entry(shard, hash);
+        }
+    }
+
     /// The live entry under a key; counts as a hit or a miss.
     #[inline]
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: Millis) -> Option<Entry<'_>> {

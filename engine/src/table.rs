@@ -31,7 +31,7 @@
 use std::ptr::NonNull;
 
 use crate::hash::{KeyHash, Keyspace};
-use crate::record::Record;
+use crate::record::{Record, prefetch};
 
 /// Slots of a bucket.
 const SLOTS: usize = 7;
@@ -271,6 +271,28 @@ impl Table {
             return None;
         }
         self.crowd.iter().position(|record| record.key() == key).map(Place::Crowd)
+    }
+
+    /// Brings the bucket of a hash closer, for a read or write soon.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: KeyHash) {
+        if let Some(pointer) = self.directory.get(self.directory_index(hash)) {
+            prefetch(pointer.buckets.as_ptr().wrapping_add(hash.0 as usize & pointer.mask as usize));
+        }
+    }
+
+    /// Brings the record that a hash probably has closer; reads its bucket, which should be close already.
+    #[inline]
+    pub(crate) fn prefetch_record(&self, hash: KeyHash) {
+        let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return };
+        // SAFETY: as in `locate`.
+        let bucket = unsafe { pointer.buckets.add(hash.0 as usize & pointer.mask as usize).as_ref() };
+        let candidates = bucket.matches(tag(hash));
+        if candidates != 0
+            && let Some(record) = &bucket.slots[(candidates.trailing_zeros() / 8) as usize]
+        {
+            record.prefetch_value();
+        }
     }
 
     /// The record of a key.

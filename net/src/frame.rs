@@ -296,13 +296,19 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
+    /// Its own offset in the batch.
+    #[inline]
+    pub fn at(&self) -> usize {
+        self.payload_at - HEAD_LEN
+    }
+
     /// The arguments of a `Command` frame, into `args` (cleared first).
     ///
     /// # Errors
     /// [`FrameError::Length`] when the lengths inside do not fill the payload exactly.
     #[inline]
     pub fn args<'v>(&self, args: &'v mut Vec<&'a [u8]>) -> Result<&'v [&'a [u8]], FrameError> {
-        let bad = FrameError::Length { at: self.payload_at - HEAD_LEN };
+        let bad = FrameError::Length { at: self.at() };
         args.clear();
         let mut rest = self.payload;
         for _ in 0..self.head.a {
@@ -324,7 +330,7 @@ impl<'a> Frame<'a> {
     /// [`FrameError::Length`] when the key is longer than the payload.
     #[inline]
     pub fn key_value(&self) -> Result<(&'a [u8], &'a [u8]), FrameError> {
-        self.payload.split_at_checked(self.head.a as usize).ok_or(FrameError::Length { at: self.payload_at - HEAD_LEN })
+        self.payload.split_at_checked(self.head.a as usize).ok_or(FrameError::Length { at: self.at() })
     }
 
     /// Status of a `Reply` frame; an unknown number reads as an error.
@@ -350,11 +356,6 @@ impl<'a> Frames<'a> {
     /// Goes on behind the frames that another reading of the same bytes took.
     pub fn from(bytes: &'a [u8], position: usize) -> Frames<'a> {
         Frames { bytes, at: position }
-    }
-
-    /// Offset of the next frame.
-    pub fn position(&self) -> usize {
-        self.at
     }
 
     #[inline]

@@ -95,6 +95,16 @@ impl Backplane for Plane<'_> {
     }
 
     #[inline]
+    fn prefetch_place(&self, hash: KeyHash) {
+        self.state.store.prefetch_place(hash);
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, hash: KeyHash) {
+        self.state.store.prefetch_entry(hash);
+    }
+
+    #[inline]
     fn get(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
         self.guarded(out, |state, out| {
             state.metrics.record_gets(1);

@@ -16,6 +16,9 @@ use crate::handle::{Reply, SetArgs, SetOptions, SetOutcome, check_key, check_val
 use crate::metrics::CoreMetrics;
 use crate::{Error, Values};
 
+/// Keys looked at before the first of them is read.
+const AHEAD: usize = 32;
+
 /// A core, from inside: for code that [`crate::GridKv::on_core`] runs.
 ///
 /// For keys this core owns, [`CoreHandle::read`] and [`CoreHandle::write`] are plain function calls into its table. The
@@ -180,33 +183,45 @@ impl CoreHandle {
         let many = Many { core: &self.core, slot: Some(slot) };
         let mut next = 0;
         while next < keys.len() {
-            {
-                let state = &mut *self.core.state.borrow_mut();
-                let now = state.now;
-                let group = state.waiters.group(slot);
-                while next < keys.len() {
-                    let key = keys[next].as_ref();
-                    let (hash, owner) = self.locate(key);
-                    if owner == self.core.id {
-                        if let Some(entry) = state.store.get(hash, key, now) {
-                            group.add(next as u32, entry.value);
-                        }
-                    } else {
-                        let head = Head { conn: LOCAL, hash: hash.0, slot, index: next as u32, ..Head::default() };
-                        if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
-                            break;
-                        }
-                        group.missing += 1;
-                    }
-                    next += 1;
-                }
-            }
+            next = self.begin_gets(keys, next, slot);
             self.core.kick();
             if next < keys.len() {
                 self.yield_now().await;
             }
         }
         Ok(many.await.into_values())
+    }
+
+    /// Reads the own ones of `keys[next..]` and asks siblings for the others, until a lane is full. Where to go on.
+    fn begin_gets<K: AsRef<[u8]>>(&self, keys: &[K], mut next: usize, slot: u32) -> usize {
+        let state = &mut *self.core.state.borrow_mut();
+        let now = state.now;
+        let group = state.waiters.group(slot);
+        let mut ahead = [(KeyHash::MIN, self.core.id); AHEAD];
+        for window in keys[next..].chunks(AHEAD) {
+            // The misses of a window's keys overlap: first their buckets are asked for, then their entries.
+            for (key, place) in window.iter().zip(&mut ahead) {
+                *place = self.locate(key.as_ref());
+                state.store.prefetch_place(place.0);
+            }
+            ahead[..window.len()].iter().for_each(|(hash, _)| state.store.prefetch_entry(*hash));
+            for (key, &(hash, owner)) in window.iter().zip(&ahead) {
+                let key = key.as_ref();
+                if owner == self.core.id {
+                    if let Some(entry) = state.store.get(hash, key, now) {
+                        group.add(next as u32, entry.value);
+                    }
+                } else {
+                    let head = Head { conn: LOCAL, hash: hash.0, slot, index: next as u32, ..Head::default() };
+                    if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
+                        return next;
+                    }
+                    group.missing += 1;
+                }
+                next += 1;
+            }
+        }
+        next
     }
 
     /// One page of this core's keys in hash order, starting at `from`; the position to go on from, or `None` at the end.
@@ -227,7 +242,7 @@ impl CoreHandle {
         self.core.metrics()
     }
 
-    /// The time of this turn, in unix milliseconds.
+    /// The core's time in unix milliseconds, at most some 10 ms old: what expiries are compared with.
     pub fn now_ms(&self) -> Millis {
         self.core.state.borrow().now
     }

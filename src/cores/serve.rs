@@ -48,26 +48,48 @@ pub(crate) fn batch(
 ) -> Option<usize> {
     let mut args = Vec::new();
     let mut frames = Frames::from(requests.bytes(), from);
-    while let Some(frame) = frames.next() {
-        let frame = frame.expect("batches inside a node are written by Batch, which writes whole frames");
-        let outcome = catch_unwind(AssertUnwindSafe(|| one(serving, &frame, &mut args, replies)));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let text = format!("ERR malformed request: {error}");
-                replies.push_reply(&frame.head, Status::Error, 0, text.as_bytes());
-            }
-            Err(_) => {
-                serving.metrics.panics += 1;
-                // A reply is pushed in one call after the work is done, so a panic left none.
-                replies.push_reply(&frame.head, Status::Error, 0, PANIC_REPLY.as_bytes());
-            }
+    let mut window = Vec::with_capacity(requests.len().min(AHEAD));
+    loop {
+        // The misses of a window's keys overlap: first their buckets are asked for, then their entries, then they are served.
+        window.clear();
+        for frame in frames.by_ref().take(AHEAD) {
+            let frame = frame.expect("batches inside a node are written by Batch, which writes whole frames");
+            serving.store.prefetch_place(KeyHash(frame.head.hash));
+            window.push(frame);
         }
-        if replies.bytes().len() >= stop_at && frames.position() < requests.bytes().len() {
-            return Some(frames.position());
+        if window.is_empty() {
+            return None;
+        }
+        if window.len() > 1 {
+            window.iter().for_each(|frame| serving.store.prefetch_entry(KeyHash(frame.head.hash)));
+        }
+        for frame in &window {
+            if replies.bytes().len() >= stop_at {
+                return Some(frame.at());
+            }
+            guarded(serving, frame, &mut args, replies);
         }
     }
-    None
+}
+
+/// Frames looked at before the first of them is served.
+const AHEAD: usize = 32;
+
+/// Answers one request, whatever happens.
+#[inline]
+fn guarded<'f>(serving: &mut Serving<'_>, frame: &Frame<'f>, args: &mut Vec<&'f [u8]>, replies: &mut Batch) {
+    match catch_unwind(AssertUnwindSafe(|| one(serving, frame, args, replies))) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let text = format!("ERR malformed request: {error}");
+            replies.push_reply(&frame.head, Status::Error, 0, text.as_bytes());
+        }
+        Err(_) => {
+            serving.metrics.panics += 1;
+            // A reply is pushed in one call after the work is done, so a panic left none.
+            replies.push_reply(&frame.head, Status::Error, 0, PANIC_REPLY.as_bytes());
+        }
+    }
 }
 
 #[inline]

@@ -16,6 +16,7 @@ use futures_lite::future::poll_once;
 use glommio::timer::Timer;
 
 use super::CoreRc;
+use crate::handle::unix_ms;
 
 /// How long a core stands still at most, in all likelihood, while it has tasks to run.
 const BUSY: Duration = Duration::from_millis(5);
@@ -38,6 +39,8 @@ pub(crate) fn start(core: &CoreRc) {
             if awake.stopping.get() {
                 return;
             }
+            // Turns rest while tasks work on this core's data alone, and these need the time.
+            awake.state.borrow_mut().now = unix_ms();
             let wait = if awake.asleep.get() && awake.tasks.get() == 0 { IDLE } else { BUSY };
             drop(awake);
             Timer::new(wait).await;

@@ -98,6 +98,11 @@ pub trait Backplane {
     /// Bounds.
     fn limits(&self) -> &Limits;
 
+    /// A hint: a key of that hash is used soon. The hash may be another core's.
+    fn prefetch_place(&self, hash: KeyHash);
+    /// The second half of the hint, a while later.
+    fn prefetch_entry(&self, hash: KeyHash);
+
     /// Reads a key of this core and writes the reply.
     fn get(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>);
     /// Writes a key of this core and writes the reply.
@@ -181,6 +186,20 @@ enum Step {
     Later,
 }
 
+/// A GET or SET that was read and waits for its key to come into the cache.
+#[derive(Clone, Copy, Debug)]
+struct Ahead {
+    hash: KeyHash,
+    /// Where its command begins in the input.
+    start: usize,
+    key: Span,
+    /// `None` for a GET.
+    value: Option<Span>,
+}
+
+/// Commands read before the first of them runs.
+const AHEAD: usize = 32;
+
 /// Commands on the fast path, found once.
 #[derive(Clone, Copy, Debug)]
 struct Hot {
@@ -195,6 +214,7 @@ pub struct Session {
     hot: Hot,
     decoder: Decoder,
     spans: Vec<Span>,
+    ahead: Vec<Ahead>,
     /// Bytes received and not yet understood; valid from `input_at` on.
     input: Vec<u8>,
     input_at: usize,
@@ -226,6 +246,7 @@ impl Session {
             hot: Hot { get: find(b"get"), set: find(b"set") },
             decoder: Decoder::new(),
             spans: Vec::new(),
+            ahead: Vec::new(),
             input: Vec::new(),
             input_at: 0,
             replies: Replies::default(),
@@ -368,44 +389,76 @@ impl Session {
     }
 
     /// Reads commands until input, patience or room ends. Returns the bytes consumed.
+    ///
+    /// GETs and SETs are read ahead: their keys' places in the table are asked for while the next ones are parsed, so that the
+    /// misses of the cache overlap. Everything else waits until those read ahead have run.
     fn advance(&mut self, input: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> usize {
         let mut spans = std::mem::take(&mut self.spans);
+        let mut ahead = std::mem::take(&mut self.ahead);
         let mut at = 0;
         self.stalled = false;
         loop {
             if self.closing {
                 break;
             }
-            let limits = back.limits();
-            if self.barrier.is_some()
-                || out.len() + self.replies.parked() > limits.output_high_water
-                || self.replies.open() >= self.window.min(limits.max_pending)
-            {
-                self.stalled = true;
-                break;
-            }
-            if !self.running.is_empty() {
-                if self.run_queued(back, out) == Step::Later {
+            if ahead.is_empty() {
+                if !self.may_go_on(back, out) {
                     self.stalled = true;
+                    break;
+                }
+                if !self.running.is_empty() {
+                    if self.run_queued(back, out) == Step::Later {
+                        self.stalled = true;
+                        break;
+                    }
+                    continue;
+                }
+            }
+            let wire = if self.authenticated { back.limits().wire } else { WireLimits::STRANGER };
+            let parsed = self.decoder.parse(&input[at..], &wire, &mut spans);
+            if let Ok(Parsed::Command { consumed }) = parsed
+                && let Some(mut hot) = self.hot(&spans, &input[at..])
+            {
+                hot.hash = back.keyspace().locate(hot.key.of(&input[at..]));
+                hot.start = at;
+                back.prefetch_place(hot.hash);
+                ahead.push(hot);
+                at += consumed;
+                if ahead.len() < AHEAD {
+                    continue;
+                }
+                if let Some(start) = self.run_ahead(&mut ahead, input, back, out) {
+                    at = start;
                     break;
                 }
                 continue;
             }
-            let wire = if self.authenticated { limits.wire } else { WireLimits::STRANGER };
-            let (bytes, consumed) = match self.decoder.parse(&input[at..], &wire, &mut spans) {
-                Ok(Parsed::Command { consumed }) => (&input[at..], consumed),
+            if !ahead.is_empty() {
+                if let Some(start) = self.run_ahead(&mut ahead, input, back, out) {
+                    at = start;
+                    break;
+                }
+                if !self.may_go_on(back, out) && !matches!(parsed, Ok(Parsed::Incomplete { .. })) {
+                    self.decoder.reset();
+                    self.stalled = true;
+                    break;
+                }
+            }
+            let step = match parsed {
+                Ok(Parsed::Command { consumed }) => {
+                    let step = self.dispatch(&spans, &input[at..], back, out);
+                    at += if step == Step::Done { consumed } else { 0 };
+                    step
+                }
                 Ok(Parsed::Line { consumed }) => {
                     let line = self.decoder.line().to_vec();
-                    if self.dispatch(&spans, &line, back, out) == Step::Later {
-                        self.stalled = true;
-                        break;
-                    }
-                    at += consumed;
-                    continue;
+                    let step = self.dispatch(&spans, &line, back, out);
+                    at += if step == Step::Done { consumed } else { 0 };
+                    step
                 }
                 Ok(Parsed::Nothing { consumed }) => {
                     at += consumed;
-                    continue;
+                    Step::Done
                 }
                 Ok(Parsed::Incomplete { .. }) => break,
                 Err(error) => {
@@ -414,42 +467,85 @@ impl Session {
                     break;
                 }
             };
-            if self.dispatch(&spans, bytes, back, out) == Step::Later {
+            if step == Step::Later {
                 self.stalled = true;
                 break;
             }
-            at += consumed;
         }
+        ahead.clear();
         self.spans = spans;
+        self.ahead = ahead;
         at
+    }
+
+    /// Whether another command may run now.
+    #[inline]
+    fn may_go_on(&self, back: &impl Backplane, out: &[u8]) -> bool {
+        let limits = back.limits();
+        self.barrier.is_none()
+            && out.len() + self.replies.parked() <= limits.output_high_water
+            && self.replies.open() < self.window.min(limits.max_pending)
+    }
+
+    /// A command that takes the short way, its hash and start still to be filled in.
+    #[inline]
+    fn hot(&self, spans: &[Span], bytes: &[u8]) -> Option<Ahead> {
+        let (key, value) = match *spans {
+            [name, key] if self.plain && name.len == 3 && is(name.of(bytes), b"get") => (key, None),
+            [name, key, value] if self.plain && name.len == 3 && is(name.of(bytes), b"set") => (key, Some(value)),
+            _ => return None,
+        };
+        Some(Ahead { hash: KeyHash::MIN, start: 0, key, value })
+    }
+
+    /// Runs what was read ahead. When one cannot run now, where it begins: reading goes on from there later.
+    #[inline]
+    fn run_ahead(
+        &mut self,
+        ahead: &mut Vec<Ahead>,
+        input: &[u8],
+        back: &mut impl Backplane,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        if ahead.len() > 1 {
+            ahead.iter().for_each(|hot| back.prefetch_entry(hot.hash));
+        }
+        for (at, hot) in ahead.iter().enumerate() {
+            let bytes = &input[hot.start..];
+            let step = if at > 0 && !self.may_go_on(back, out) {
+                Step::Later
+            } else if let Some(value) = hot.value {
+                self.set(hot.hash, hot.key.of(bytes), value.of(bytes), back, out)
+            } else {
+                self.get(hot.hash, hot.key.of(bytes), back, out)
+            };
+            if step == Step::Later {
+                // What the decoder may know of a later command is of no use any more.
+                self.decoder.reset();
+                self.stalled = true;
+                return Some(hot.start);
+            }
+        }
+        ahead.clear();
+        None
     }
 
     #[inline]
     fn dispatch(&mut self, spans: &[Span], bytes: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
-        match *spans {
-            [name, key] if self.plain && name.len == 3 && is(name.of(bytes), b"get") => {
-                self.get(key.of(bytes), back, out)
+        if spans.len() <= 8 {
+            let mut args: [&[u8]; 8] = [b""; 8];
+            for (arg, span) in args.iter_mut().zip(spans) {
+                *arg = span.of(bytes);
             }
-            [name, key, value] if self.plain && name.len == 3 && is(name.of(bytes), b"set") => {
-                self.set(key.of(bytes), value.of(bytes), back, out)
-            }
-            _ if spans.len() <= 8 => {
-                let mut args: [&[u8]; 8] = [b""; 8];
-                for (arg, span) in args.iter_mut().zip(spans) {
-                    *arg = span.of(bytes);
-                }
-                self.command(&args[..spans.len()], back, out)
-            }
-            _ => {
-                let args: Vec<&[u8]> = spans.iter().map(|span| span.of(bytes)).collect();
-                self.command(&args, back, out)
-            }
+            self.command(&args[..spans.len()], back, out)
+        } else {
+            let args: Vec<&[u8]> = spans.iter().map(|span| span.of(bytes)).collect();
+            self.command(&args, back, out)
         }
     }
 
     #[inline]
-    fn get(&mut self, key: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
-        let hash = back.keyspace().locate(key);
+    fn get(&mut self, hash: KeyHash, key: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
         let owner = back.owner(hash);
         let protocol = self.client.protocol;
         if key.len() > back.limits().max_key {
@@ -468,8 +564,7 @@ impl Session {
     }
 
     #[inline]
-    fn set(&mut self, key: &[u8], value: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
-        let hash = back.keyspace().locate(key);
+    fn set(&mut self, hash: KeyHash, key: &[u8], value: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
         let owner = back.owner(hash);
         if key.len() > back.limits().max_key {
             self.key_too_long(back, out);

@@ -187,6 +187,8 @@ impl Backplane for Cores {
     fn limits(&self) -> &Limits {
         &self.limits
     }
+    fn prefetch_place(&self, _: KeyHash) {}
+    fn prefetch_entry(&self, _: KeyHash) {}
     fn get(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
         let mut writer = Writer::new(protocol, out);
         match self.stores[0].get(hash, key, NOW) {
