@@ -111,6 +111,99 @@ pub trait Backend {
     /// # Errors
     /// As [`Backend::put`].
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError>;
+
+    /// Moves the tables out if this is one of the backends in memory, which the store then calls without indirection.
+    fn take_in_memory(&mut self) -> Option<InMemory> {
+        None
+    }
+}
+
+/// A backend as the store holds it: the usual ones directly, so that the compiler sees through a read or write.
+pub(crate) enum Chosen {
+    InMemory(InMemory),
+    Other(Box<dyn Backend>),
+}
+
+impl Chosen {
+    pub(crate) fn new(mut backend: Box<dyn Backend>) -> Chosen {
+        match backend.take_in_memory() {
+            Some(tables) => Chosen::InMemory(tables),
+            None => Chosen::Other(backend),
+        }
+    }
+}
+
+macro_rules! either {
+    ($self:ident, $backend:ident => $call:expr) => {
+        match $self {
+            Chosen::InMemory($backend) => $call,
+            Chosen::Other($backend) => $call,
+        }
+    };
+}
+
+impl Backend for Chosen {
+    #[inline]
+    fn get(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
+        either!(self, backend => backend.get(shard, hash, key))
+    }
+
+    #[inline]
+    fn put(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        value: &[u8],
+        meta: Meta,
+    ) -> Result<Option<Old>, BackendError> {
+        either!(self, backend => backend.put(shard, hash, key, value, meta))
+    }
+
+    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError> {
+        either!(self, backend => backend.set_meta(shard, hash, key, meta))
+    }
+
+    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
+        either!(self, backend => backend.edit(shard, hash, key, len, meta))
+    }
+
+    fn remove(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
+        either!(self, backend => backend.remove(shard, hash, key))
+    }
+
+    fn visit(
+        &mut self,
+        shard: ShardId,
+        from: KeyHash,
+        limit: usize,
+        look: &mut dyn FnMut(KeyHash, Entry<'_>),
+    ) -> Option<KeyHash> {
+        either!(self, backend => backend.visit(shard, from, limit, look))
+    }
+
+    #[inline]
+    fn prefetch_place(&self, shard: ShardId, hash: KeyHash) {
+        either!(self, backend => backend.prefetch_place(shard, hash))
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, shard: ShardId, hash: KeyHash) {
+        either!(self, backend => backend.prefetch_entry(shard, hash))
+    }
+
+    fn len(&self) -> usize {
+        either!(self, backend => backend.len())
+    }
+
+    #[inline]
+    fn memory_bytes(&self) -> usize {
+        either!(self, backend => backend.memory_bytes())
+    }
+
+    fn clear(&mut self, shard: ShardId) -> Result<(), BackendError> {
+        either!(self, backend => backend.clear(shard))
+    }
 }
 
 /// Makes a backend; called once on each core.
@@ -163,7 +256,7 @@ impl Registry {
 
 /// `memory-sharded` and `memory`: tables of owned records.
 #[derive(Debug)]
-struct InMemory {
+pub struct InMemory {
     keyspace: Keyspace,
     first: u16,
     /// One per owned shard, or one for all.
@@ -193,6 +286,12 @@ impl InMemory {
         if self.tables.len() == 1 { 0 } else { usize::from(shard.0 - self.first) }
     }
 
+    /// The record of a key.
+    #[inline]
+    pub(crate) fn find(&self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<&Record> {
+        self.tables[self.index(shard)].get(hash, key)
+    }
+
     #[inline]
     fn table(&mut self, shard: ShardId) -> &mut Table {
         let at = self.index(shard);
@@ -206,6 +305,10 @@ fn old(record: &Record) -> Old {
 }
 
 impl Backend for InMemory {
+    fn take_in_memory(&mut self) -> Option<InMemory> {
+        Some(InMemory { tables: std::mem::take(&mut self.tables), ..*self })
+    }
+
     #[inline]
     fn get(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
         self.table(shard).get(hash, key).map(Record::entry)

@@ -21,12 +21,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::Millis;
-use crate::backend::{Backend, BackendConfig, BackendError, Old};
+use crate::backend::{Backend, BackendConfig, BackendError, Chosen, Old};
 use crate::change_log::{Change, ChangeLog};
 use crate::digest::Digest;
 use crate::hash::{KeyHash, Keyspace, ShardId};
 use crate::hlc::{Clock, TooFarAhead, Version};
-use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta};
+use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta, Record};
 
 /// What a store is made with.
 #[derive(Clone, Debug)]
@@ -153,7 +153,7 @@ struct Shard {
 /// The data of one core; see the file's head.
 pub struct Store {
     config: StoreConfig,
-    backend: Box<dyn Backend>,
+    backend: Chosen,
     clock: Clock,
     shards: Vec<Shard>,
     log_bytes: usize,
@@ -187,7 +187,7 @@ impl Store {
         let clock = Clock::new(config.node, Clock::DEFAULT_MAX_DRIFT_MS);
         Store {
             config,
-            backend,
+            backend: Chosen::new(backend),
             clock,
             shards,
             log_bytes: 0,
@@ -249,20 +249,32 @@ impl Store {
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: Millis) -> Option<Entry<'_>> {
         self.settle(now);
         let shard = self.shard_of(hash);
-        let entry = match self.backend.get(shard, hash, key) {
-            Some(entry) if !entry.tombstone => entry,
+        let found = match &mut self.backend {
+            // The record is judged before the entry is made of it, which then need not be moved.
+            Chosen::InMemory(tables) => match tables.find(shard, hash, key) {
+                Some(record) if record.is_plain() => {
+                    self.stats.hits += 1;
+                    return Some(record.entry());
+                }
+                found => found.map(Record::entry),
+            },
+            Chosen::Other(backend) => backend.get(shard, hash, key),
+        };
+        match found {
+            Some(entry) if is_live(&entry, now) => {
+                self.stats.hits += 1;
+                Some(entry)
+            }
+            Some(entry) if !entry.tombstone => {
+                self.stats.misses += 1;
+                self.doomed = Some((hash, key.into()));
+                None
+            }
             _ => {
                 self.stats.misses += 1;
-                return None;
+                None
             }
-        };
-        if entry.expires_at != 0 && entry.expires_at <= now {
-            self.stats.misses += 1;
-            self.doomed = Some((hash, key.into()));
-            return None;
         }
-        self.stats.hits += 1;
-        Some(entry)
     }
 
     /// Removes the expired entry that the last read met. A read itself cannot: it has lent the backend to its caller.

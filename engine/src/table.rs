@@ -40,7 +40,7 @@ const BUCKETS: usize = 64;
 /// Buckets of the first segment of a table.
 const FIRST_BUCKETS: usize = 4;
 /// Buckets that an entry may lie in.
-const PROBES: usize = 4;
+const PROBES: usize = 3;
 /// The directory doubles only while it has at most this many entries per segment; see the file's head.
 const DIRECTORY_PER_SEGMENT: usize = 64;
 
@@ -72,7 +72,7 @@ impl Bucket {
         let mut candidates = self.matches(tag);
         while candidates != 0 {
             let slot = (candidates.trailing_zeros() / 8) as usize;
-            if self.slots[slot].as_ref().is_some_and(|record| record.key() == key) {
+            if self.slots[slot].as_ref().is_some_and(|record| record.is_under(key)) {
                 return Some(slot);
             }
             candidates &= candidates - 1;
@@ -298,6 +298,19 @@ impl Table {
     /// The record of a key.
     #[inline]
     pub(crate) fn get(&self, hash: KeyHash, key: &[u8]) -> Option<&Record> {
+        let pointer = self.directory.get(self.directory_index(hash))?;
+        // SAFETY: as in `locate`.
+        let home = unsafe { pointer.buckets.add(hash.0 as usize & pointer.mask as usize).as_ref() };
+        match home.find(tag(hash), key) {
+            Some(slot) => home.slots[slot].as_ref(),
+            None if home.spilled() == 0 && self.crowd.is_empty() => None,
+            None => self.get_behind(hash, key),
+        }
+    }
+
+    /// The record of a key that is not in its home bucket.
+    #[cold]
+    fn get_behind(&self, hash: KeyHash, key: &[u8]) -> Option<&Record> {
         match self.locate(hash, key)? {
             // SAFETY: `locate` found a record there, and `self` is borrowed.
             Place::Slot { bucket, slot, .. } => unsafe { bucket.as_ref().slots[slot].as_ref() },

@@ -63,7 +63,9 @@ const INBOX_PER_TURN: usize = 256;
 const BATCHES_PER_TURN: usize = 8;
 
 /// Idle turns between two looks at the clock.
-const IDLE_TURNS_PER_LOOK: u32 = 8;
+const IDLE_TURNS_PER_LOOK: u32 = 16;
+/// Idle turns before other tasks of the core may run: what comes from siblings meanwhile is met sooner.
+const IDLE_TURNS_PER_YIELD: u32 = 4;
 
 /// What a core owns.
 pub(crate) struct State {
@@ -129,11 +131,10 @@ impl Core {
     }
 
     /// One turn. Returns whether there was anything to do.
-    fn turn(self: &Rc<Self>) -> bool {
+    fn turn(self: &Rc<Self>, look_at_clock: bool) -> bool {
         let mut work = false;
-        {
-            let state = &mut *self.state.borrow_mut();
-            state.now = unix_ms();
+        if look_at_clock {
+            self.state.borrow_mut().now = unix_ms();
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
             work |= connections.turn(self);
@@ -255,10 +256,10 @@ impl Core {
         let mut idle_turns = 0u32;
         let mut idle_since = Instant::now();
         while !self.stopping.get() {
-            if self.turn() {
+            // A look at the clock costs as much as an idle turn, so idle ones take it now and then.
+            if self.turn(idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK)) {
                 idle_turns = 0;
             } else {
-                // The clock costs as much as an idle turn, so it is asked now and then.
                 if idle_turns == 0 {
                     idle_since = Instant::now();
                 } else if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && idle_since.elapsed() >= self.spin {
@@ -268,6 +269,9 @@ impl Core {
                 }
                 idle_turns += 1;
                 std::hint::spin_loop();
+                if !idle_turns.is_multiple_of(IDLE_TURNS_PER_YIELD) {
+                    continue;
+                }
             }
             futures_lite::future::yield_now().await;
         }
