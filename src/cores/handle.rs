@@ -18,6 +18,8 @@ use crate::{Error, Values};
 
 /// Keys looked at before the first of them is read.
 const AHEAD: usize = 32;
+/// Keys of a group that is worth a batch of its own at each sibling.
+const LARGE_GROUP: usize = 16;
 
 /// A core, from inside: for code that [`crate::GridKv::on_core`] runs.
 ///
@@ -178,7 +180,7 @@ impl CoreHandle {
         for key in keys {
             check_key(key.as_ref())?;
         }
-        let slot = self.core.state.borrow_mut().waiters.many(Group { keys: keys.len(), ..Group::default() });
+        let slot = self.core.state.borrow_mut().waiters.many(Group::new(keys.len()));
         // From here on the slot is given back even if this future is dropped half way.
         let many = Many { core: &self.core, slot: Some(slot) };
         let mut next = 0;
@@ -192,36 +194,44 @@ impl CoreHandle {
         Ok(many.await.into_values())
     }
 
-    /// Reads the own ones of `keys[next..]` and asks siblings for the others, until a lane is full. Where to go on.
-    fn begin_gets<K: AsRef<[u8]>>(&self, keys: &[K], mut next: usize, slot: u32) -> usize {
+    /// Asks siblings for their keys of `keys[next..]`, until a lane is full, and reads the own ones meanwhile. Where to
+    /// go on.
+    fn begin_gets<K: AsRef<[u8]>>(&self, keys: &[K], next: usize, slot: u32) -> usize {
         let state = &mut *self.core.state.borrow_mut();
         let now = state.now;
         let group = state.waiters.group(slot);
-        let mut ahead = [(KeyHash::MIN, self.core.id); AHEAD];
-        for window in keys[next..].chunks(AHEAD) {
-            // The misses of a window's keys overlap: first their buckets are asked for, then their entries.
-            for (key, place) in window.iter().zip(&mut ahead) {
-                *place = self.locate(key.as_ref());
-                state.store.prefetch_place(place.0);
-            }
-            ahead[..window.len()].iter().for_each(|(hash, _)| state.store.prefetch_entry(*hash));
-            for (key, &(hash, owner)) in window.iter().zip(&ahead) {
-                let key = key.as_ref();
-                if owner == self.core.id {
-                    if let Some(entry) = state.store.get(hash, key, now) {
-                        group.add(next as u32, entry.value);
-                    }
-                } else {
-                    let head = Head { conn: LOCAL, hash: hash.0, slot, index: next as u32, ..Head::default() };
-                    if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
-                        return next;
-                    }
-                    group.missing += 1;
+        let mut own: Vec<(u32, KeyHash)> = Vec::with_capacity(keys.len() - next);
+        let mut end = next;
+        for key in &keys[next..] {
+            let key = key.as_ref();
+            let (hash, owner) = self.locate(key);
+            if owner == self.core.id {
+                own.push((end as u32, hash));
+            } else {
+                let head = Head { conn: LOCAL, hash: hash.0, slot, index: end as u32, ..Head::default() };
+                if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
+                    break;
                 }
-                next += 1;
+                group.missing += 1;
+            }
+            end += 1;
+        }
+        if end - next >= LARGE_GROUP {
+            // The siblings work while this core does.
+            let (batches, wakes) = state.mesh.flush();
+            state.metrics.record_turn(true, batches, wakes);
+        }
+        for window in own.chunks(AHEAD) {
+            // The misses of a window's keys overlap: first their buckets are asked for, then their entries.
+            window.iter().for_each(|(_, hash)| state.store.prefetch_place(*hash));
+            window.iter().for_each(|(_, hash)| state.store.prefetch_entry(*hash));
+            for &(at, hash) in window {
+                if let Some(entry) = state.store.get(hash, keys[at as usize].as_ref(), now) {
+                    group.add(at, entry.value);
+                }
             }
         }
-        next
+        end
     }
 
     /// One page of this core's keys in hash order, starting at `from`; the position to go on from, or `None` at the end.

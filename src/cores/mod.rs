@@ -268,7 +268,6 @@ impl Core {
                     continue;
                 }
                 idle_turns += 1;
-                std::hint::spin_loop();
                 if !idle_turns.is_multiple_of(IDLE_TURNS_PER_YIELD) {
                     continue;
                 }

@@ -29,37 +29,39 @@ enum Slot {
 }
 
 /// A grouped read under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Group {
-    /// Values that were copied out of replies or of this core's own table.
-    pub(crate) arena: Vec<u8>,
-    /// Position, offset and length in the arena of each value found.
-    pub(crate) found: Vec<(u32, usize, usize)>,
-    /// Keys whose read failed.
-    pub(crate) failed: Vec<(u32, Error)>,
-    /// Keys asked for.
-    pub(crate) keys: usize,
+    values: Values,
+    /// Values that were copied out of replies or of this core's own table: the only part of `values`.
+    arena: Vec<u8>,
     /// Replies that are still to come.
     pub(crate) missing: u32,
 }
 
+/// Room made for the values of a group, per key; more is made when it is needed.
+const EXPECTED_VALUE: usize = 64;
+const MAX_EXPECTED: usize = 64 << 10;
+
 impl Group {
+    /// A read of that many keys, none of them found yet.
+    pub(crate) fn new(keys: usize) -> Group {
+        let arena = Vec::with_capacity((keys * EXPECTED_VALUE).min(MAX_EXPECTED));
+        Group { values: Values::missing(keys), arena, missing: 0 }
+    }
+
     #[inline]
     pub(crate) fn add(&mut self, key: u32, value: &[u8]) {
-        self.found.push((key, self.arena.len(), value.len()));
+        self.values.place(key as usize, 0, self.arena.len(), value.len());
         self.arena.extend_from_slice(value);
     }
 
-    pub(crate) fn into_values(self) -> Values {
-        let mut values = Values::missing(self.keys);
-        let part = values.add_part(Bytes::from(self.arena));
-        for (key, at, len) in self.found {
-            values.place(key as usize, part, at, len);
-        }
-        for (key, error) in self.failed {
-            values.fail(key as usize, error);
-        }
-        values
+    fn fail(&mut self, key: u32, error: Error) {
+        self.values.fail(key as usize, error);
+    }
+
+    pub(crate) fn into_values(mut self) -> Values {
+        self.values.add_part(Bytes::from(self.arena));
+        self.values
     }
 }
 
@@ -132,7 +134,7 @@ impl Waiters {
                 match frame.status() {
                     Status::Value => group.add(frame.head.index, frame.payload),
                     Status::Nil => {}
-                    _ => group.failed.push((frame.head.index, Error::from_reply(frame.payload))),
+                    _ => group.fail(frame.head.index, Error::from_reply(frame.payload)),
                 }
                 group.missing -= 1;
                 if group.missing == 0
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn a_group_is_ready_with_its_last_reply() {
         let mut waiters = Waiters::new();
-        let slot = waiters.many(Group { keys: 3, missing: 2, ..Group::default() });
+        let slot = waiters.many(Group { missing: 2, ..Group::new(3) });
         reply(&mut waiters, slot, 2, b"c");
         assert!(waiters.poll_many(slot, Waker::noop()).is_pending());
         reply(&mut waiters, slot, 0, b"a");
