@@ -143,9 +143,12 @@ impl Config {
                 .into());
         }
         if (1..MIN_MEMORY).contains(&self.max_memory) {
-            return Err(ConfigError::new("maxmemory", format!("{} leaves no room for data", format_size(self.max_memory)))
-                .with_hint(format!("0 means no limit; otherwise at least {}", format_size(MIN_MEMORY)))
-                .into());
+            return Err(ConfigError::new(
+                "maxmemory",
+                format!("{} leaves no room for data", format_size(self.max_memory)),
+            )
+            .with_hint(format!("0 means no limit; otherwise at least {}", format_size(MIN_MEMORY)))
+            .into());
         }
         if self.change_log_entries > MAX_CHANGE_LOG {
             return Err(ConfigError::new(
@@ -177,9 +180,9 @@ impl Config {
 
     /// A core's own instance of the backend.
     pub(crate) fn new_backend(&self, store: &StoreConfig) -> Result<Box<dyn Backend>, Error> {
-        self.registry.make(&self.backend, &store.backend()).map_err(|error| {
-            StartError::Backend { name: self.backend.clone(), cause: error.to_string() }.into()
-        })
+        self.registry
+            .make(&self.backend, &store.backend())
+            .map_err(|error| StartError::Backend { name: self.backend.clone(), cause: error.to_string() }.into())
     }
 }
 
@@ -299,8 +302,9 @@ impl FromStr for CoreSet {
     fn from_str(text: &str) -> Result<CoreSet, ConfigError> {
         let text = text.trim();
         let wrong = |problem: String| {
-            ConfigError::new("cores", problem)
-                .with_hint("write `all`, a count such as `2`, or a list such as `0-3,6`; one core by its number is `@3`")
+            ConfigError::new("cores", problem).with_hint(
+                "write `all`, a count such as `2`, or a list such as `0-3,6`; one core by its number is `@3`",
+            )
         };
         if text.eq_ignore_ascii_case("all") {
             return Ok(CoreSet::All);
@@ -400,7 +404,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// Writes a number of bytes so that [`parse_size`] reads the same number: in the largest unit that fits without a rest.
 pub fn format_size(bytes: u64) -> String {
     let binary = UNITS.iter().rev().filter(|(name, _)| name.len() == 2);
-    match binary.clone().find(|(_, factor)| bytes >= *factor && bytes % factor == 0) {
+    match binary.clone().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor)) {
         Some((name, factor)) => format!("{}{name}", bytes / factor),
         None => bytes.to_string(),
     }

@@ -162,7 +162,9 @@ pub enum StartError {
         needed: u64,
     },
     /// The limit on open files leaves no room for the node.
-    #[error("the limit on open files is {limit} and may not be raised; {cores} cores and the first client need {needed}")]
+    #[error(
+        "the limit on open files is {limit} and may not be raised; {cores} cores and the first client need {needed}"
+    )]
     OpenFiles {
         /// The hard limit.
         limit: u64,

@@ -244,7 +244,8 @@ impl GridKv {
     /// [`Error::Closed`] and [`Error::KeyTooLong`] for the whole call; other errors come per key in the answer.
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Values, Error> {
         let mut values = Values::missing(keys.len());
-        let batches = self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push(head, Kind::Get, &[key]))?;
+        let batches =
+            self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push(head, Kind::Get, &[key]))?;
         for pending in self.send_all(batches).await? {
             let part = Bytes::from_owner(pending.await.map_err(|_| Error::Closed)?);
             let number = values.add_part(part.clone());
@@ -266,7 +267,10 @@ impl GridKv {
     /// # Errors
     /// [`Error::Closed`], [`Error::KeyTooLong`], [`Error::ValueTooLong`] for the whole call, before anything was sent in
     /// the case of the last two.
-    pub async fn set_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, pairs: &[(K, V)]) -> Result<Vec<Result<(), Error>>, Error> {
+    pub async fn set_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        pairs: &[(K, V)],
+    ) -> Result<Vec<Result<(), Error>>, Error> {
         for (_, value) in pairs {
             check_value(value.as_ref())?;
         }
@@ -282,7 +286,8 @@ impl GridKv {
     /// # Errors
     /// As [`GridKv::get_many`].
     pub async fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Result<bool, Error>>, Error> {
-        let batches = self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push(head, Kind::Delete, &[key]))?;
+        let batches =
+            self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push(head, Kind::Delete, &[key]))?;
         self.collect(batches, keys.len(), |reply| Ok(reply.integer()? != 0)).await
     }
 

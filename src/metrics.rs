@@ -249,7 +249,8 @@ impl CoreMetrics {
     /// Sets every counter to zero; what is a state (connections, depths, data) stays.
     pub fn reset(&mut self) {
         let CoreMetrics { connections, inbox_depth, lane_depth, output_bytes, max_memory, store, .. } = *self;
-        *self = CoreMetrics { connections, inbox_depth, lane_depth, output_bytes, max_memory, store, ..CoreMetrics::new() };
+        *self =
+            CoreMetrics { connections, inbox_depth, lane_depth, output_bytes, max_memory, store, ..CoreMetrics::new() };
     }
 
     /// Adds the numbers of another core.
@@ -655,7 +656,8 @@ mod tests {
         for (name, _) in kinds.iter().filter(|(_, kind)| *kind == "histogram") {
             let mut before = BTreeMap::new();
             for sample in samples.iter().filter(|sample| sample.name == format!("{name}_bucket")) {
-                let (le, others): (Vec<_>, Vec<_>) = sample.labels.iter().cloned().partition(|(label, _)| label == "le");
+                let (le, others): (Vec<_>, Vec<_>) =
+                    sample.labels.iter().cloned().partition(|(label, _)| label == "le");
                 let bound: f64 = le[0].1.parse().expect("a bound");
                 let (last_bound, last) = before.insert(others, (bound, sample.value)).unwrap_or((-1.0, 0.0));
                 assert!(bound > last_bound && sample.value >= last, "{sample:?}");

@@ -139,8 +139,8 @@ fn raise(resource: Resource, wanted: u64) -> u64 {
         return soft;
     }
     let reachable = wanted.min(hard);
-    let raised = reachable > soft
-        && setrlimit(resource, Rlimit { current: Some(reachable), maximum: limit.maximum }).is_ok();
+    let raised =
+        reachable > soft && setrlimit(resource, Rlimit { current: Some(reachable), maximum: limit.maximum }).is_ok();
     if raised { reachable } else { soft }
 }
 

@@ -84,9 +84,7 @@ impl Topology {
     pub(crate) fn new(keyspace: Keyspace, links: Box<[Link]>) -> Topology {
         let shards = u32::from(keyspace.shards.get());
         let owners = (0..links.len())
-            .flat_map(|core| {
-                shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16))
-            })
+            .flat_map(|core| shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16)))
             .collect();
         Topology { keyspace, owners, links, stop: AtomicBool::new(false) }
     }

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     pipeline: usize,
     #[command(flatten)]
     data: DataArgs,
-    /// Which keys: uniform, zipf[:SKEW], latest[:SKEW] [default: uniform, or that of the YCSB workload]
+    /// Which keys: uniform, zipf(:SKEW), latest(:SKEW) [default: uniform, or that of the YCSB workload]
     #[arg(long, short)]
     distribution: Option<Distribution>,
     /// What to do: kinds out of get, set, insert, rmw and del with weights, such as get=95,set=5, or

@@ -197,7 +197,7 @@ const SETTINGS: &[Setting] = &[
             put(&mut s.config.seed, Ok(seed))
         },
         // As text: TOML's integers end at 63 bits.
-        show: |s| Some(s.config.seed.map_or_else(|| string("random"), |seed| string(seed))),
+        show: |s| Some(s.config.seed.map_or_else(|| string("random"), string)),
     },
     Setting {
         key: "requirepass",
@@ -416,7 +416,7 @@ fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
 
 fn format_duration(duration: Duration) -> String {
     let nanos = duration.as_nanos();
-    match UNITS.iter().find(|(_, factor)| nanos > 0 && nanos % u128::from(*factor) == 0) {
+    match UNITS.iter().find(|(_, factor)| nanos > 0 && nanos.is_multiple_of(u128::from(*factor))) {
         Some((unit, factor)) => format!("{}{unit}", nanos / u128::from(*factor)),
         None => "0".to_owned(),
     }

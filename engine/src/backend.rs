@@ -65,7 +65,8 @@ pub trait Backend {
     ///
     /// # Errors
     /// As [`Backend::put`].
-    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError>;
+    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta)
+    -> Result<Option<Meta>, BackendError>;
 
     /// The value of an existing entry, for changing its bytes (not its length) in place, with the new description
     /// already written. `None` when there is no such entry of that length or the backend cannot; the caller then reads
@@ -160,7 +161,13 @@ impl Backend for Chosen {
         either!(self, backend => backend.put(shard, hash, key, value, meta))
     }
 
-    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError> {
+    fn set_meta(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        meta: Meta,
+    ) -> Result<Option<Meta>, BackendError> {
         either!(self, backend => backend.set_meta(shard, hash, key, meta))
     }
 
@@ -345,7 +352,13 @@ impl Backend for InMemory {
         Ok(None)
     }
 
-    fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError> {
+    fn set_meta(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        meta: Meta,
+    ) -> Result<Option<Meta>, BackendError> {
         let Some(record) = self.table(shard).get_mut(hash, key) else { return Ok(None) };
         let before = record.entry().meta();
         if !record.set_meta(meta) {

@@ -109,9 +109,7 @@ impl Record {
     #[inline]
     fn write_header(&mut self, key: usize, value: usize, meta: Meta) {
         let has_expiry = meta.expires_at != 0;
-        let len = value as u32
-            | if has_expiry { HAS_EXPIRY } else { 0 }
-            | if meta.tombstone { TOMBSTONE } else { 0 };
+        let len = value as u32 | if has_expiry { HAS_EXPIRY } else { 0 } | if meta.tombstone { TOMBSTONE } else { 0 };
         // SAFETY: the allocation is aligned to 8 and holds the header, and the expiry when there is one.
         unsafe {
             self.0.cast::<u64>().write(meta.version.hlc.0);
@@ -185,10 +183,7 @@ impl Record {
             Entry {
                 key: std::slice::from_raw_parts(key.as_ptr(), key_len),
                 value: std::slice::from_raw_parts(key.add(key_len).as_ptr(), value_len),
-                version: Version {
-                    hlc: Hlc(self.0.cast::<u64>().read()),
-                    node: self.0.add(14).cast::<u16>().read(),
-                },
+                version: Version { hlc: Hlc(self.0.cast::<u64>().read()), node: self.0.add(14).cast::<u16>().read() },
                 expires_at: if has_expiry { self.0.add(16).cast::<u64>().read() } else { 0 },
                 tombstone: len & TOMBSTONE != 0,
             }
@@ -284,7 +279,9 @@ mod tests {
 
     #[test]
     fn a_record_gives_back_what_it_was_made_of() {
-        for (key, value, expires_at) in [("", "", 0), ("k", "v", 0), ("key", "", 77), ("a longer key", "value", 1 << 50)] {
+        for (key, value, expires_at) in
+            [("", "", 0), ("k", "v", 0), ("key", "", 77), ("a longer key", "value", 1 << 50)]
+        {
             let version = Version { hlc: Hlc(9 << 40), node: 513 };
             let meta = Meta { version, expires_at, tombstone: value.is_empty() };
             let record = Record::new(key.as_bytes(), value.as_bytes(), meta);

@@ -917,7 +917,10 @@ mod tests {
     fn a_delete_beats_an_older_write_that_arrives_later() {
         let (mut a, mut b) = (replicated(1), replicated(2));
         a.put("k", "old", 0, 10);
-        let old = { let h = a.locate(b"k"); a.peek(h, b"k", 10).unwrap().version };
+        let old = {
+            let h = a.locate(b"k");
+            a.peek(h, b"k", 10).unwrap().version
+        };
         b.merge(Entry { key: b"k", value: b"old", version: old, expires_at: 0, tombstone: false }, 10).unwrap();
         assert!(b.del("k", 20));
         let late = Entry { key: b"k", value: b"old", version: old, expires_at: 0, tombstone: false };

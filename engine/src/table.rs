@@ -440,12 +440,7 @@ impl Table {
 
     /// Calls `look` with entries in hash order, from position `from` on: at least `limit` of them unless the end is
     /// reached, more only to keep equal hashes together. Returns the position to go on from, `None` at the end.
-    pub(crate) fn visit(
-        &self,
-        from: KeyHash,
-        limit: usize,
-        look: &mut dyn FnMut(KeyHash, &Record),
-    ) -> Option<KeyHash> {
+    pub(crate) fn visit(&self, from: KeyHash, limit: usize, look: &mut dyn FnMut(KeyHash, &Record)) -> Option<KeyHash> {
         let mut seen = 0;
         let mut from = from.max(self.base);
         let mut found = Vec::new();

@@ -141,7 +141,7 @@ impl Mesh {
         let mut meshes = Vec::with_capacity(n);
         for me in 0..n {
             let mut peers = Vec::with_capacity(n);
-            for other in 0..n {
+            for (other, signal) in signals.iter().enumerate() {
                 if me == other {
                     peers.push(None);
                     continue;
@@ -155,7 +155,7 @@ impl Mesh {
                     incoming_replies: replies[back].1.take().expect(once),
                     in_flight: 0,
                     reply_bytes: FIRST_REPLY_BYTES,
-                    signal: signals[other].clone(),
+                    signal: signal.clone(),
                 }));
             }
             meshes.push(Mesh { here: CoreId(me as u16), peers, pool: Vec::new() });

@@ -19,11 +19,7 @@ const SHARES: usize = 50;
 
 /// Starts the background task of a core; it ends with the core.
 pub(crate) fn start(core: &CoreRc) {
-    let queue = glommio::executor().create_task_queue(
-        Shares::Static(SHARES),
-        Latency::NotImportant,
-        "background",
-    );
+    let queue = glommio::executor().create_task_queue(Shares::Static(SHARES), Latency::NotImportant, "background");
     let core = std::rc::Rc::downgrade(core);
     glommio::spawn_local_into(
         async move {

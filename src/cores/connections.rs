@@ -600,4 +600,3 @@ fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
         });
     }
 }
-

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use gridkv_engine::hash::KeyHash;
 use gridkv_engine::Millis;
+use gridkv_engine::hash::KeyHash;
 use gridkv_net::frame::{Head, Kind};
 use gridkv_net::mesh::{Busy, CoreId, Mesh};
 
@@ -260,6 +260,11 @@ impl CoreHandle {
     /// Lets the core's other work run: its turn, other tasks.
     pub async fn yield_now(&self) {
         futures_lite::future::yield_now().await;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &CoreRc {
+        &self.core
     }
 
     async fn command(&self, key: &[u8], args: &[&[u8]]) -> Result<Reply, Error> {

@@ -6,11 +6,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use gridkv_engine::Millis;
 use gridkv_engine::command::{self, Context, Spec};
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::reply::Reply;
 use gridkv_engine::store::Store;
-use gridkv_engine::Millis;
 use gridkv_net::frame::{Batch, Frame, FrameError, Frames, Head, Kind, Status};
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::version_bytes;

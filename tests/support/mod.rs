@@ -10,7 +10,7 @@
 //! The binary is `$GRIDKV_NODE` if set (`scripts/test` sets it), otherwise the one that cargo builds with
 //! the profile that this test was built with.
 
-#![allow(dead_code, reason = "every test binary uses its own part of this")]
+#![allow(unreachable_pub, dead_code, reason = "every test binary has a copy and uses its own part of it")]
 
 pub mod resp;
 

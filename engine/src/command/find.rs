@@ -96,9 +96,7 @@ const fn fold(name: &[u8]) -> Option<Folded> {
         0 => return None,
         1..=3 => (name[0] as u64 | (name[len / 2] as u64) << 8 | (name[len - 1] as u64) << 16, 0),
         4..=7 => (four(name, 0) | four(name, len - 4) << 32, 0),
-        8..=LONGEST => {
-            (four(name, 0) | four(name, 4) << 32, four(name, len - 8) | four(name, len - 4) << 32)
-        }
+        8..=LONGEST => (four(name, 0) | four(name, 4) << 32, four(name, len - 8) | four(name, len - 4) << 32),
         _ => return None,
     };
     Some(Folded { low: lower(low), high: lower(high), len: len as u64 })
@@ -129,8 +127,12 @@ mod tests {
     fn every_command_is_found_in_any_case_and_nothing_near_it_is() {
         for spec in all() {
             let upper = spec.name.to_ascii_uppercase();
-            let mixed: String =
-                spec.name.chars().enumerate().map(|(i, c)| if i % 2 == 0 { c.to_ascii_uppercase() } else { c }).collect();
+            let mixed: String = spec
+                .name
+                .chars()
+                .enumerate()
+                .map(|(i, c)| if i % 2 == 0 { c.to_ascii_uppercase() } else { c })
+                .collect();
             for name in [spec.name, &upper, &mixed] {
                 assert_eq!(lookup(name.as_bytes()).map(|found| found.name), Some(spec.name));
             }

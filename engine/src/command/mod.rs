@@ -227,7 +227,8 @@ impl Refusal {
         const SHOWN: usize = 128;
         if let Some(name) = table::OTHER_TYPES.iter().find(|name| name.as_bytes().eq_ignore_ascii_case(args[0])) {
             return Refusal(
-                format!("ERR GridKV holds byte strings only; '{name}' works on another type and is not supported").into(),
+                format!("ERR GridKV holds byte strings only; '{name}' works on another type and is not supported")
+                    .into(),
             );
         }
         let mut shown = String::new();

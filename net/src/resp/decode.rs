@@ -183,12 +183,7 @@ impl Decoder {
     /// # Errors
     /// The input can never become a command. The decoder is of no use afterwards.
     #[inline]
-    pub fn parse(
-        &mut self,
-        input: &[u8],
-        limits: &Limits,
-        spans: &mut Vec<Span>,
-    ) -> Result<Parsed, ProtocolError> {
+    pub fn parse(&mut self, input: &[u8], limits: &Limits, spans: &mut Vec<Span>) -> Result<Parsed, ProtocolError> {
         if self.missing == 0 {
             spans.clear();
             match input.first() {
@@ -212,12 +207,7 @@ impl Decoder {
 
     /// Reads the arguments that are there.
     #[inline]
-    fn arguments(
-        &mut self,
-        input: &[u8],
-        limits: &Limits,
-        spans: &mut Vec<Span>,
-    ) -> Result<Parsed, ProtocolError> {
+    fn arguments(&mut self, input: &[u8], limits: &Limits, spans: &mut Vec<Span>) -> Result<Parsed, ProtocolError> {
         let mut at = self.at;
         while self.missing > 0 {
             let len = match self.bulk {
@@ -271,12 +261,7 @@ impl Decoder {
 
     /// Reads the line that says how many arguments follow.
     #[cold]
-    fn begin(
-        &mut self,
-        input: &[u8],
-        limits: &Limits,
-        spans: &mut Vec<Span>,
-    ) -> Result<Option<Parsed>, ProtocolError> {
+    fn begin(&mut self, input: &[u8], limits: &Limits, spans: &mut Vec<Span>) -> Result<Option<Parsed>, ProtocolError> {
         self.at = 1;
         let (number, next) = match self.number(input, limits, ProtocolError::LongMultibulkLine)? {
             Line::Number(number, next) => (number, next),
@@ -544,7 +529,10 @@ mod tests {
         for (bytes, expected) in [
             ("*1\r\n$4\r\nPING\r\n", vec![words(&["PING"])]),
             ("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$0\r\n\r\n", vec![words(&["SET", "k", ""])]),
-            ("*2\r\n$3\r\nGET\r\n$12\r\nkey\r\nwith\r\nx\r\nPING\r\n", vec![words(&["GET", "key\r\nwith\r\nx"]), words(&["PING"])]),
+            (
+                "*2\r\n$3\r\nGET\r\n$12\r\nkey\r\nwith\r\nx\r\nPING\r\n",
+                vec![words(&["GET", "key\r\nwith\r\nx"]), words(&["PING"])],
+            ),
             (&format!("*12\r\n{}", "$1\r\na\r\n".repeat(12)), vec![words(&["a"; 12])]),
             (&format!("*1\r\n$300\r\n{long}\r\n"), vec![words(&[&long])]),
             ("*0\r\n*-1\r\n\r\n\n  \r\nPING\nECHO  a\t b \r\n", vec![words(&["PING"]), words(&["ECHO", "a", "b"])]),

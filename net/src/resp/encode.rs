@@ -217,8 +217,16 @@ mod tests {
             (|w| w.integer(-1), ":-1\r\n", ":-1\r\n"),
             (|w| w.integer(i64::MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n"),
             (|w| w.bulk(b""), "$0\r\n\r\n", "$0\r\n\r\n"),
-            (|w| w.bulk(&[b'x'; 42]), &format!("$42\r\n{}\r\n", "x".repeat(42)), &format!("$42\r\n{}\r\n", "x".repeat(42))),
-            (|w| w.bulk(&[b'x'; 100]), &format!("$100\r\n{}\r\n", "x".repeat(100)), &format!("$100\r\n{}\r\n", "x".repeat(100))),
+            (
+                |w| w.bulk(&[b'x'; 42]),
+                &format!("$42\r\n{}\r\n", "x".repeat(42)),
+                &format!("$42\r\n{}\r\n", "x".repeat(42)),
+            ),
+            (
+                |w| w.bulk(&[b'x'; 100]),
+                &format!("$100\r\n{}\r\n", "x".repeat(100)),
+                &format!("$100\r\n{}\r\n", "x".repeat(100)),
+            ),
             (|w| w.null(), "$-1\r\n", "_\r\n"),
             (|w| w.null_array(), "*-1\r\n", "_\r\n"),
             (|w| w.array(3), "*3\r\n", "*3\r\n"),

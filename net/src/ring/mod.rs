@@ -29,7 +29,7 @@
 //! # Invariants
 //!
 //! - Memory that the kernel reads or writes stays put until the operation's last completion: send buffers belong to the
-//!   connection's place, receive buffers to [`buffers`], and a place is freed only when the kernel holds nothing of it.
+//!   connection's place, receive buffers to `buffers`, and a place is freed only when the kernel holds nothing of it.
 //!   A dropped ring waits for all operations to end and, if they don't, leaks the memory instead of freeing it.
 //! - A completion names its connection by place and generation, so that a late one matches nothing.
 //! - At most one multishot receive and one send are under way per connection.

@@ -104,7 +104,11 @@ impl Session {
                     self.refuse(SYNTAX, loudness, back, out);
                     return Step::Done;
                 };
-                if spec.name == "client|no-evict" { self.client.no_evict = on } else { self.client.no_touch = on }
+                if spec.name == "client|no-evict" {
+                    self.client.no_evict = on
+                } else {
+                    self.client.no_touch = on
+                }
                 self.ok(loudness, out);
             }
             name if name.ends_with("|help") => {

@@ -9,7 +9,7 @@
 //!
 //! Promises:
 //!
-//! - One reply per request, in the order of the requests, however many cores answer ([`replies`]).
+//! - One reply per request, in the order of the requests, however many cores answer (`replies`).
 //! - Commands of one connection reach each core in the order in which they were sent. Where that is not enough (a command
 //!   for the whole node, WATCH) reading pauses until everything before has been answered.
 //! - Nothing grows without bound. With too much output unread, too many answers outstanding or a sibling's lane
