@@ -231,3 +231,33 @@ fn writes_beyond_the_memory_limit_fail_and_reads_go_on() {
     assert_eq!(blocking.get("kept").unwrap().unwrap(), "value");
     assert!(blocking.delete("big:0").unwrap());
 }
+
+#[test]
+fn keys_of_a_core_are_read_in_place_in_groups() {
+    let db = node("2");
+    let blocking = db.blocking();
+    let keys: Vec<String> = (0..200).map(|n| format!("key:{n}")).collect();
+    for key in keys.iter().filter(|key| !key.ends_with('7')) {
+        blocking.set(key, key).unwrap();
+    }
+    let (own, others): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|key| db.core_of(key) == 0);
+    let expected: Vec<_> = own.iter().map(|key| (!key.ends_with('7')).then(|| key.clone())).collect();
+    let (read, refused) = blocking
+        .on_core(0, move |core| async move {
+            let mut read = Vec::new();
+            let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+            core.read_many(&own, |at, value| {
+                assert_eq!(at, read.len());
+                read.push(value.map(text));
+            })
+            .unwrap();
+            let mut looked = 0;
+            let mixed = [own[0].as_str(), others[0].as_str(), own[1].as_str()];
+            let refused = core.read_many(&mixed, |_, _| looked += 1);
+            (read, (looked, matches!(refused, Err(Error::NotOwned { core: 0, owner: 1 }))))
+        })
+        .unwrap();
+    assert_eq!(read, expected);
+    assert_eq!(refused, (1, true));
+    blocking.close().unwrap();
+}

@@ -84,6 +84,43 @@ impl CoreHandle {
         Ok(state.store.get(hash, key, now).map(|entry| look(entry.value)))
     }
 
+    /// Reads many keys of this core in place: `look` is called for each, in order, with its position. Faster than
+    /// [`CoreHandle::read`] one by one, because the cache misses of several keys overlap.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`] for the first key that belongs to a sibling; `look` was called for those before it.
+    pub fn read_many<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        mut look: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), Error> {
+        let state = &mut *self.core.state.borrow_mut();
+        let now = state.now;
+        let mut hashes = [KeyHash::MIN; AHEAD];
+        for (at, window) in keys.chunks(AHEAD).enumerate() {
+            let (mut known, mut foreign) = (0, None);
+            for key in window {
+                let (hash, owner) = self.locate(key.as_ref());
+                if owner != self.core.id {
+                    foreign = Some(Error::NotOwned { core: self.id(), owner: owner.index() });
+                    break;
+                }
+                state.store.prefetch_place(hash);
+                hashes[known] = hash;
+                known += 1;
+            }
+            hashes[..known].iter().for_each(|hash| state.store.prefetch_entry(*hash));
+            for (i, (key, hash)) in window.iter().zip(&hashes[..known]).enumerate() {
+                let entry = state.store.get(*hash, key.as_ref(), now);
+                look(at * AHEAD + i, entry.map(|entry| entry.value));
+            }
+            if let Some(error) = foreign {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a key of this core, for ever.
     ///
     /// # Errors

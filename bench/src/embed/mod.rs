@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `generator` | nothing: the loop that all cases share, around no operation |
 //! | `local-get`, `local-set` | a task beside the data reads or overwrites keys of its own core, in place |
+//! | `local-get-many` | the same for groups of keys, whose cache misses overlap |
 //! | `bare-get`, `bare-set` | the same on a bare store of the engine: the price of the node is the difference |
 //! | `uniform-get`, `uniform-set` | 64 tasks per core, each awaits one operation on any key after the other |
 //! | `uniform-get-many-64`, `-256` | a task per core reads that many keys of any core at once |
@@ -83,6 +84,7 @@ const fn case(name: &'static str, run: fn(&Stage) -> Result<Outcome, Failure>) -
 const CASES: &[Case] = &[
     case("generator", node::generator),
     case("local-get", node::local_get),
+    case("local-get-many", node::local_get_many),
     case("local-set", node::local_set),
     case("bare-get", node::bare_get),
     case("bare-set", node::bare_set),
@@ -244,7 +246,7 @@ mod tests {
             let wanted: Vec<String> = wanted.iter().map(|&w| w.to_owned()).collect();
             choose(&wanted).unwrap().iter().map(|case| case.name).collect()
         };
-        assert_eq!(names(&["local", "hop"]), ["local-get", "local-set", "hop"]);
+        assert_eq!(names(&["local", "hop"]), ["local-get", "local-get-many", "local-set", "hop"]);
         assert_eq!(names(&["uniform-get"]), ["uniform-get"]);
         assert_eq!(names(&["uniform-get-"]), ["uniform-get-many-64", "uniform-get-many-256"]);
         assert_eq!(names(&[]).len(), CASES.len());

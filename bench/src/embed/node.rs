@@ -50,6 +50,17 @@ pub(crate) fn local_get(stage: &Stage) -> Result<Outcome, Failure> {
     })
 }
 
+pub(crate) fn local_get_many(stage: &Stage) -> Result<Outcome, Failure> {
+    stage.on_cores(stage.beside_the_data(), |core, mut task| async move {
+        let mut seen = Seen::default();
+        while !task.stopped() {
+            core.read_many(task.walk.block(BLOCK), |_, value| seen.value(value))?;
+            core.yield_now().await;
+        }
+        Ok(seen)
+    })
+}
+
 pub(crate) fn local_set(stage: &Stage) -> Result<Outcome, Failure> {
     stage.on_cores(stage.beside_the_data(), |core, mut task| async move {
         let mut seen = Seen::default();
