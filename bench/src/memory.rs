@@ -309,9 +309,9 @@ mod tests {
 
     #[test]
     fn resident_memory_of_this_process_is_read() {
-        let before = resident("self").unwrap();
+        // Other tests of this process take and give back memory meanwhile, so only its order of magnitude is known.
         let block = std::hint::black_box(vec![1u8; 64 << 20]);
-        assert!(resident("self").unwrap() >= before + (60 << 20));
+        assert!(resident("self").unwrap() >= 64 << 20);
         drop(block);
         assert_eq!(line("a: 1 kB\nRss:    12 kB\n", "Rss:"), Some(12));
         assert!(resident("no-process").is_err());

@@ -31,12 +31,13 @@ version_at_least() {
 # port_taken PORT: does somebody listen there?
 port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# A port that nobody listens on at this moment. Bash can only ask by connecting: refused means free.
+# free_port [NOT]: a port, other than NOT, that nobody listens on at this moment. Bash can only ask by connecting: refused
+# means free. Below the range from which the kernel gives ports to outgoing connections, which this would not see.
 free_port() {
     local port
     for _ in $(seq 1 100); do
-        port=$((20000 + RANDOM % 30000))
-        if ! port_taken "$port"; then
+        port=$((10000 + (RANDOM ^ BASHPID) % 20000))
+        if [ "$port" != "${1:-}" ] && ! port_taken "$port"; then
             say "$port"
             return 0
         fi
