@@ -201,6 +201,7 @@ impl Limits {
         within("max_pending", self.max_pending, 1, 1 << 20)?;
         within("multi_queue", self.multi_queue, 1, 1 << 24)?;
         within("max_connections", self.max_connections as usize, 1, 1 << 20)?;
+        within("query_buffer", self.query_buffer, 1, u32::MAX as usize)?;
         let least = self.max_key + self.max_value + REQUEST_OVERHEAD;
         if self.query_buffer < least {
             return Err(ConfigError::new(

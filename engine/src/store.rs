@@ -561,11 +561,12 @@ impl Store {
         self.shards[usize::from(shard.0 - self.config.owned.start)].floor
     }
 
-    fn expire(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], now: Millis) {
-        // A backend that cannot remove now is asked again by the next read or sweep; readers see nothing either way.
-        if self.bury(shard, hash, key, now).is_ok() {
-            self.stats.expired += 1;
-        }
+    /// Removes an expired entry. A backend that cannot is asked again by the next read or sweep; readers see nothing either
+    /// way.
+    fn expire(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], now: Millis) -> bool {
+        let gone = self.bury(shard, hash, key, now).is_ok();
+        self.stats.expired += u64::from(gone);
+        gone
     }
 
     /// Removes expired entries: a slice that looks at about `budget` entries. Call again while `more`.
@@ -598,8 +599,11 @@ impl Store {
                 }
             });
             for (hash, key) in expired.drain(..) {
-                self.expire(shard, hash, &key, now);
-                swept.expired += 1;
+                if self.expire(shard, hash, &key, now) {
+                    swept.expired += 1;
+                } else {
+                    earliest = earliest.min(now);
+                }
             }
             match next {
                 Some(next) => self.sweep_at = (at, next, earliest),

@@ -15,6 +15,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use glommio::io::BufferedFile;
 
@@ -35,6 +36,9 @@ impl Kick {
     }
 }
 
+/// Pause after a read that failed.
+const REST: Duration = Duration::from_millis(1);
+
 /// The sleeping place of one core. Lives on the core's executor.
 pub struct Sleeper {
     kick: Rc<Kick>,
@@ -51,8 +55,10 @@ impl Sleeper {
             let sleeper = Rc::downgrade(&kick);
             glommio::spawn_local(async move {
                 loop {
-                    // A failing read ends every sleep at once: the core then polls, which is correct and loud in `top`.
-                    let _ = file.read_at(0, 8).await;
+                    // A failing read ends every sleep soon: the core then polls, which is correct and loud in `top`.
+                    if file.read_at(0, 8).await.is_err() {
+                        glommio::timer::sleep(REST).await;
+                    }
                     let Some(kick) = sleeper.upgrade() else { return };
                     kick.kick();
                 }

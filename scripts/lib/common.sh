@@ -68,7 +68,7 @@ http_ok() {
     {
         printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$2" >&3 &&
             IFS= read -r -t 2 status <&3
-    } 3<>"/dev/tcp/127.0.0.1/$1" 2>/dev/null || return 1
+    } 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1" || return 1
     [[ $status == *" 200 "* ]]
 }
 

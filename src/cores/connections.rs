@@ -18,7 +18,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,6 +50,11 @@ const OUTPUT_BUDGET: usize = 64 << 20;
 const TIGHT_OUTPUT: usize = 16 << 10;
 /// Send buffers that grew beyond this are given back.
 const KEEP_BUFFER: usize = 256 << 10;
+/// Output of an HTTP connection that waits while its next request is answered.
+const PAGE_OUTPUT: usize = 64 << 10;
+/// Bytes of replies that a connection may have waiting when another answer comes. What was asked for before the bounds of
+/// the session took hold can be more than they allow; beyond this the client is cut off.
+const MOST_OUTPUT: usize = 256 << 20;
 /// What a client beyond the limit reads.
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
@@ -265,10 +270,17 @@ impl Connections {
         let id = ConnId::from_bits(frame.head.conn);
         let Some(conn) = live(&mut table.conns, id) else { return };
         let Kind::Resp(session) = &mut conn.kind else { return };
+        if conn.out.len() + session.parked_bytes() > MOST_OUTPUT {
+            tracing::warn!(client = session.client().id, "closed: it asks for more than it reads");
+            return self.ring.close(id);
+        }
         let answer = Answer { status: frame.status(), aux: frame.head.aux, bytes: frame.payload };
         let state = &mut *core.state.borrow_mut();
         let mut plane = Plane { core, state, limits: &table.limits, conn: id, peer: &conn.peer };
-        session.answer(frame.head.slot, frame.head.index, &answer, &mut plane, &mut conn.out);
+        let (slot, index) = (frame.head.slot, frame.head.index);
+        if !shielded(&mut plane, &mut conn.out, |plane, out| session.answer(slot, index, &answer, plane, out)) {
+            conn.kind = Kind::Refused;
+        }
         settle(&mut table.unsent, conn);
         mark(&mut table.marked, conn);
     }
@@ -312,30 +324,29 @@ impl Connections {
         self.table.conns.iter().flatten().filter_map(view).collect()
     }
 
-    /// Closes a client when its replies so far are sent. False when it is not here.
+    /// Closes a client when its replies so far are sent; at once if it does not read them. False when it is not here.
     pub(crate) fn kill(&mut self, client: u64) -> bool {
         for conn in self.table.conns.iter_mut().flatten() {
             if let Kind::Resp(session) = &mut conn.kind
                 && session.client().id == client
             {
                 session.close();
-                mark(&mut self.table.marked, conn);
+                end(&mut self.ring, &mut self.table.marked, conn);
                 return true;
             }
         }
         false
     }
 
-    /// Closes clients that were silent since `before`.
+    /// Closes connections that were silent since `before`.
     pub(crate) fn kill_idle(&mut self, before: Millis) {
-        for conn in self.table.conns.iter_mut().flatten() {
-            if let Kind::Resp(session) = &mut conn.kind
-                && conn.peer.last_active < before
-                && !session.is_waiting()
-            {
-                session.close();
-                mark(&mut self.table.marked, conn);
+        for conn in self.table.conns.iter_mut().flatten().filter(|conn| conn.peer.last_active < before) {
+            match &mut conn.kind {
+                Kind::Resp(session) if !session.is_waiting() => session.close(),
+                Kind::Http(page) if !page.busy => page.last = true,
+                _ => continue,
             }
+            end(&mut self.ring, &mut self.table.marked, conn);
         }
     }
 
@@ -348,6 +359,29 @@ impl Connections {
 #[inline]
 fn live(conns: &mut [Option<Conn>], id: ConnId) -> Option<&mut Conn> {
     conns.get_mut(id.index())?.as_mut().filter(|conn| conn.id == id)
+}
+
+/// Runs code of a session. A request that panics is answered where it runs; should the session itself panic, its connection
+/// ends with an error, and no other: false.
+#[inline]
+fn shielded(plane: &mut Plane<'_>, out: &mut Vec<u8>, work: impl FnOnce(&mut Plane<'_>, &mut Vec<u8>)) -> bool {
+    let before = out.len();
+    if catch_unwind(AssertUnwindSafe(|| work(plane, out))).is_ok() {
+        return true;
+    }
+    out.truncate(before);
+    plane.state.metrics.panics += 1;
+    Writer::new(Protocol::Resp2, out).error(serve::PANIC_REPLY);
+    false
+}
+
+/// Ends a connection that reads no further: at once if its peer has not even taken what was sent.
+fn end(ring: &mut Ring, marked: &mut Vec<ConnId>, conn: &mut Conn) {
+    if ring.is_sending(conn.id) {
+        ring.close(conn.id);
+    } else {
+        mark(marked, conn);
+    }
 }
 
 /// Takes note of how much output a connection holds.
@@ -378,6 +412,9 @@ impl Table {
                 }
                 conn.spare = buf;
                 conn.sending = 0;
+                if let Kind::Http(page) = &mut conn.kind {
+                    next_page(core, conn.id, page, &mut conn.out);
+                }
                 settle(&mut self.unsent, conn);
                 mark(&mut self.marked, conn);
             }
@@ -408,10 +445,15 @@ impl Table {
                 }
                 let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
                 let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer };
-                session.feed(bytes, &mut plane, &mut conn.out);
+                if !shielded(&mut plane, &mut conn.out, |plane, out| session.feed(bytes, plane, out)) {
+                    conn.kind = Kind::Refused;
+                    mark(&mut self.marked, conn);
+                    return;
+                }
                 self.fed += session.client().commands - before;
                 conn.stalled = session.is_stalled();
-                if conn.stalled && session.input_bytes() > PAUSE_ABOVE && !conn.paused {
+                let pause_above = PAUSE_ABOVE.min(limits.query_buffer / 2);
+                if conn.stalled && session.input_bytes() > pause_above && !conn.paused {
                     conn.paused = true;
                     port.pause_reads(id);
                 }
@@ -422,6 +464,7 @@ impl Table {
                 } else {
                     page.last = true;
                 }
+                conn.peer.last_active = state.now;
                 next_page(core, id, page, &mut conn.out);
             }
             Kind::Refused => {}
@@ -442,7 +485,10 @@ impl Table {
         let before = session.client().commands;
         let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
         let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer };
-        session.resume(&mut plane, &mut conn.out);
+        if !shielded(&mut plane, &mut conn.out, |plane, out| session.resume(plane, out)) {
+            (conn.kind, conn.stalled) = (Kind::Refused, false);
+            return mark(&mut self.marked, conn);
+        }
         self.fed += session.client().commands - before;
         conn.stalled = session.is_stalled();
         if conn.stalled && !session.is_waiting() && conn.out.is_empty() && conn.sending == 0 {
@@ -468,7 +514,9 @@ impl Table {
                 let answer = Answer { status: Status::Encoded, aux: 0, bytes: &bytes };
                 let state = &mut *core.state.borrow_mut();
                 let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer };
-                session.answer(slot, 0, &answer, &mut plane, &mut conn.out);
+                if !shielded(&mut plane, &mut conn.out, |plane, out| session.answer(slot, 0, &answer, plane, out)) {
+                    conn.kind = Kind::Refused;
+                }
             }
             Kind::Http(page) => {
                 conn.out.extend_from_slice(&bytes);
@@ -579,7 +627,7 @@ impl Table {
 
 /// Answers the next request of an HTTP connection, if it is whole.
 fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
-    while !page.busy && !page.last {
+    while !page.busy && !page.last && out.len() <= PAGE_OUTPUT {
         let http::Parsed::Request(request) = http::parse(&page.input) else { return };
         page.input.drain(..request.consumed.min(page.input.len()));
         page.last = !request.keep_alive;

@@ -72,6 +72,9 @@ impl CoreHandle {
     ///
     /// # Errors
     /// [`Error::NotOwned`] when the key belongs to a sibling.
+    ///
+    /// # Panics
+    /// When `look` uses a handle of the core: its data is lent to `look`.
     #[inline]
     pub fn read<T>(&self, key: impl AsRef<[u8]>, look: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
         let key = key.as_ref();
@@ -89,6 +92,9 @@ impl CoreHandle {
     ///
     /// # Errors
     /// [`Error::NotOwned`] for the first key that belongs to a sibling; `look` was called for those before it.
+    ///
+    /// # Panics
+    /// As [`CoreHandle::read`].
     pub fn read_many<K: AsRef<[u8]>>(
         &self,
         keys: &[K],

@@ -9,6 +9,9 @@ use crate::reply::Reply;
 
 const SYNTAX: &str = "ERR syntax error";
 
+/// Names that one COMMAND INFO or DOCS may ask about: a name costs some hundred times its length in the reply.
+const MOST_NAMES: usize = 1024;
+
 /// Answers COMMAND or its subcommand `spec`; `args` are all arguments, name first, their number checked.
 ///
 /// # Panics
@@ -19,6 +22,9 @@ pub fn answer(spec: &Spec, args: &[&[u8]], out: &mut dyn Reply) {
         "command|count" => out.integer(all().count() as i64),
         "command|list" => list(&args[2..], out),
         "command|info" if args.len() == 2 => describe_all(out),
+        "command|info" | "command|docs" if args.len() - 2 > MOST_NAMES => {
+            out.error("ERR too many command names at once; ask for all, or in parts");
+        }
         "command|info" => {
             out.array(args.len() - 2);
             for name in &args[2..] {

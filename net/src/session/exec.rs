@@ -13,6 +13,10 @@ use super::transaction::{Packer, Watched};
 use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step};
 use crate::resp::Writer;
 
+/// Bytes of replies that the session's own commands may add to a transaction.
+const MAX_ANSWERED: usize = 16 << 20;
+/// Keys that a connection may watch. Each is compared with all others, so that none is watched twice.
+const MAX_WATCHED: usize = 4096;
 const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
 
 /// Where a transaction's keys lie.
@@ -93,16 +97,16 @@ impl Session {
         if self.replies.open() > 0 {
             return Step::Later;
         }
-        if self.watched.len() + args.len() - 1 > back.limits().multi_queue.min(usize::from(u16::MAX)) {
-            self.refuse("ERR too many keys under WATCH", loudness, back, out);
+        if self.watched.len() + args.len() - 1 > MAX_WATCHED {
+            self.refuse("ERR a connection may watch 4096 keys", loudness, back, out);
             return Step::Done;
         }
         let keyspace = back.keyspace();
         let here = back.here();
         let known = self.watched.len();
         for &key in &args[1..] {
-            if !self.watched.iter().any(|watched| watched.key == key) {
-                let hash = keyspace.locate(key);
+            let hash = keyspace.locate(key);
+            if !self.watched.iter().any(|watched| watched.hash == hash && watched.key == key) {
                 self.watched.push(Watched { key: key.to_vec(), hash, version: None });
             }
         }
@@ -166,7 +170,11 @@ impl Session {
                 }
                 let watched = std::mem::take(&mut self.watched);
                 let queue = self.end_multi().expect("seen above").queue;
-                let packed = self.pack(&watched, queue, back);
+                let Some(packed) = self.pack(&watched, queue, back) else {
+                    let text = "EXECABORT the replies of this transaction's own commands are too large; run them apart";
+                    self.refuse(text, loudness, back, out);
+                    return Step::Done;
+                };
                 if owner == back.here() {
                     self.reply(loudness, out, |out| back.exec(&packed, protocol, out));
                 } else {
@@ -201,9 +209,11 @@ impl Session {
         Place::One(first.map(|(hash, _)| hash))
     }
 
-    /// Commands of the session itself are answered now, the others packed for the shard's owner.
-    fn pack(&mut self, watched: &[Watched], queue: Vec<Queued>, back: &mut impl Backplane) -> Vec<u8> {
+    /// Commands of the session itself are answered now, the others packed for the shard's owner. `None` when those answers
+    /// are more than a transaction may carry.
+    fn pack(&mut self, watched: &[Watched], queue: Vec<Queued>, back: &mut impl Backplane) -> Option<Vec<u8>> {
         let mut packer = Packer::new(watched, queue.len());
+        let mut answered = 0;
         for step in queue {
             if step.spec.route == Route::Session {
                 let args: Vec<&[u8]> = step.args.iter().map(Vec::as_slice).collect();
@@ -211,12 +221,16 @@ impl Session {
                 let mut reply = Vec::new();
                 self.own(step.spec, &args, Loudness::Heard, back, &mut reply);
                 self.replies = before;
+                answered += reply.len();
+                if answered > MAX_ANSWERED {
+                    return None;
+                }
                 packer.raw(&reply);
             } else {
                 packer.command(step.spec, &step.args);
             }
         }
-        packer.into_bytes()
+        Some(packer.into_bytes())
     }
 
     /// The next command of an EXEC that runs one after the other.

@@ -55,7 +55,7 @@ pub struct Limits {
     pub output_high_water: usize,
     /// Answers outstanding; beyond it reading stops.
     pub max_pending: usize,
-    /// Commands queued by MULTI, and keys under WATCH; beyond it the command is refused.
+    /// Commands queued by MULTI; beyond it the command is refused.
     pub multi_queue: usize,
 }
 
