@@ -332,6 +332,35 @@ fn raise_file_limit() -> u64 {
     limit.rlim_cur
 }
 
+/// A client that does not read what it asked for can be closed all the same.
+#[test]
+fn a_client_that_never_reads_can_be_killed() {
+    let mut node = Node::with_cores(2);
+    let mut client = node.connect();
+    assert_eq!(client.call(&[b"SET".as_slice(), b"big", &vec![b'x'; 1 << 20]]), Reply::ok());
+    let mut lazy = node.connect();
+    let id = lazy.call(&["CLIENT", "ID"]).integer();
+    ask_until_blocked(&mut lazy.socket().try_clone().expect("a copy"), &encode(&["GET", "big"]));
+    assert_eq!(client.call(&["CLIENT", "KILL", "ID", &id.to_string()]), Reply::Integer(1));
+    until("the client is gone", || {
+        let listed = String::from_utf8_lossy(client.call(&["CLIENT", "LIST"]).bytes()).into_owned();
+        (!listed.lines().any(|line| line.starts_with(&format!("id={id} ")))).then_some(())
+    });
+    node.assert_well();
+}
+
+/// An HTTP client that asks and asks and never reads costs a bounded amount of memory.
+#[test]
+fn an_http_client_that_never_reads_costs_bounded_memory() {
+    let mut node = Node::with_cores(1);
+    let before = node.resident_bytes();
+    let mut lazy = TcpStream::connect(node.http).expect("a connection");
+    ask_until_blocked(&mut lazy, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n");
+    let grown = node.resident_bytes().saturating_sub(before);
+    assert!(grown < 32 * MIB, "grew by {} MiB", grown / MIB);
+    node.assert_well();
+}
+
 /// Thousands of connections at once, all of them served, and nothing left of them afterwards.
 #[test]
 fn thousands_of_connections_come_and_go() {
