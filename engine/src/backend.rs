@@ -107,11 +107,16 @@ pub trait Backend {
     /// Bytes of memory in use, allocation rounding included. Called for each write: must be cheap.
     fn memory_bytes(&self) -> usize;
 
-    /// Drops all entries of a shard.
+    /// Drops all entries of a shard. Their memory may be given back later, by [`Backend::reclaim`].
     ///
     /// # Errors
     /// As [`Backend::put`].
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError>;
+
+    /// Gives back memory of about that many entries that are gone already; whether there is more.
+    fn reclaim(&mut self, _entries: usize) -> bool {
+        false
+    }
 
     /// Moves the tables out if this is one of the backends in memory, which the store then calls without indirection.
     fn take_in_memory(&mut self) -> Option<InMemory> {
@@ -211,6 +216,10 @@ impl Backend for Chosen {
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError> {
         either!(self, backend => backend.clear(shard))
     }
+
+    fn reclaim(&mut self, entries: usize) -> bool {
+        either!(self, backend => backend.reclaim(entries))
+    }
 }
 
 /// Makes a backend; called once on each core.
@@ -268,6 +277,8 @@ pub struct InMemory {
     first: u16,
     /// One per owned shard, or one for all.
     tables: Vec<Table>,
+    /// Cleared tables that are being freed, segment by segment. They still count as memory in use.
+    dropping: Vec<Table>,
     records_bytes: usize,
     tables_bytes: usize,
 }
@@ -285,7 +296,14 @@ impl InMemory {
 
     fn new(config: &BackendConfig, tables: Vec<Table>) -> InMemory {
         let tables_bytes = tables.iter().map(Table::memory_bytes).sum();
-        InMemory { keyspace: config.keyspace, first: config.owned.start, tables, records_bytes: 0, tables_bytes }
+        InMemory {
+            keyspace: config.keyspace,
+            first: config.owned.start,
+            tables,
+            dropping: Vec::new(),
+            records_bytes: 0,
+            tables_bytes,
+        }
     }
 
     #[inline]
@@ -313,7 +331,8 @@ fn old(record: &Record) -> Old {
 
 impl Backend for InMemory {
     fn take_in_memory(&mut self) -> Option<InMemory> {
-        Some(InMemory { tables: std::mem::take(&mut self.tables), ..*self })
+        let (tables, dropping) = (std::mem::take(&mut self.tables), std::mem::take(&mut self.dropping));
+        Some(InMemory { tables, dropping, ..*self })
     }
 
     #[inline]
@@ -429,12 +448,31 @@ impl Backend for InMemory {
             return Ok(());
         }
         let table = self.table(shard);
-        let records: usize = table.records().map(Record::footprint).sum();
-        let tables = table.memory_bytes();
-        table.clear();
-        let left = table.memory_bytes();
-        self.records_bytes -= records;
-        self.tables_bytes = self.tables_bytes + left - tables;
+        let before = table.memory_bytes();
+        let old = table.take();
+        let after = table.memory_bytes() + old.memory_bytes();
+        self.tables_bytes = self.tables_bytes + after - before;
+        self.dropping.push(old);
         Ok(())
+    }
+
+    fn reclaim(&mut self, entries: usize) -> bool {
+        let mut looked = 0;
+        while looked < entries {
+            let Some(table) = self.dropping.last_mut() else { return false };
+            let before = table.memory_bytes();
+            match table.dismantle() {
+                Some((records, bytes)) => {
+                    looked += records.max(1);
+                    self.records_bytes -= bytes;
+                    self.tables_bytes -= before - table.memory_bytes();
+                }
+                None => {
+                    self.tables_bytes -= before;
+                    self.dropping.pop();
+                }
+            }
+        }
+        !self.dropping.is_empty()
     }
 }

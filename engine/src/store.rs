@@ -28,6 +28,9 @@ use crate::hash::{KeyHash, Keyspace, ShardId};
 use crate::hlc::{Clock, TooFarAhead, Version};
 use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta, Record};
 
+/// Entries freed before a write that finds memory full looks again.
+const RECLAIMED_AT_ONCE: usize = 512;
+
 /// What a store is made with.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -328,10 +331,30 @@ impl Store {
         self.config.max_memory
     }
 
-    /// Whether the memory limit is reached.
+    /// Whether the memory limit is reached. What was cleared and is not yet freed makes room first.
     #[inline]
-    pub fn is_full(&self) -> bool {
+    pub fn is_full(&mut self) -> bool {
+        self.is_over() && !self.make_room()
+    }
+
+    #[inline]
+    fn is_over(&self) -> bool {
         self.config.max_memory != 0 && self.memory_bytes() as u64 >= self.config.max_memory
+    }
+
+    #[cold]
+    fn make_room(&mut self) -> bool {
+        while self.is_over() {
+            if !self.reclaim(RECLAIMED_AT_ONCE) {
+                return !self.is_over();
+            }
+        }
+        true
+    }
+
+    /// Gives back memory of about that many entries that [`Store::clear`] dropped; whether there is more.
+    pub fn reclaim(&mut self, entries: usize) -> bool {
+        self.backend.reclaim(entries)
     }
 
     /// Whether a write may take memory now.
@@ -699,7 +722,7 @@ impl Store {
         &self.shards[usize::from(shard.0 - self.config.owned.start)].log
     }
 
-    /// Deletes everything that can be read.
+    /// Deletes everything that can be read. The memory comes back with [`Store::reclaim`].
     ///
     /// With tombstones kept each key leaves one, as any delete does; otherwise the tables are dropped.
     ///
@@ -913,8 +936,31 @@ mod tests {
         }
         store.clear(2).unwrap();
         assert_eq!(store.len(), 0);
+        let before = store.backend.memory_bytes();
+        assert!(before > 1 << 20, "freed at once, which takes long: {before} left");
+        store.put("k", "v", 0, 3);
+        let mut slices = 0;
+        while store.reclaim(512) {
+            slices += 1;
+            store.invariants();
+        }
+        assert!(slices > 20, "{slices}");
         assert!(store.backend.memory_bytes() < 64 << 10, "{}", store.backend.memory_bytes());
+        assert_eq!(store.len(), 1);
         store.invariants();
+    }
+
+    #[test]
+    fn what_was_cleared_makes_room_for_writes() {
+        let mut store = plain();
+        for n in 0..20_000 {
+            store.put(&format!("k{n}"), &"v".repeat(100), 0, 1);
+        }
+        store.set_max_memory(store.memory_bytes() as u64);
+        store.clear(2).unwrap();
+        let hash = store.locate(b"k");
+        store.set(hash, b"k", b"v", 0, 3).expect("there is room behind what is being freed");
+        assert_eq!(store.stats().refused, 0);
     }
 
     #[test]

@@ -478,15 +478,25 @@ impl Table {
         }
         None
     }
-
-    /// All records, in no order.
-    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
-        self.segments.iter().flat_map(Segment::records).chain(&self.crowd)
+    /// Empties the table and gives back what it held, to be freed by [`Table::dismantle`].
+    pub(crate) fn take(&mut self) -> Table {
+        let mut old = std::mem::replace(self, Table::new(self.keyspace, self.skip, self.base));
+        // Nothing is found in it any more, so that its segments may go one by one.
+        old.directory = Vec::new();
+        old
     }
 
-    /// Drops everything.
-    pub(crate) fn clear(&mut self) {
-        *self = Table::new(self.keyspace, self.skip, self.base);
+    /// Frees a part of what [`Table::take`] gave back, at most a segment: the number and the bytes of its records. `None` when
+    /// nothing is left.
+    pub(crate) fn dismantle(&mut self) -> Option<(usize, usize)> {
+        let Some(segment) = self.segments.pop() else {
+            let crowd = std::mem::take(&mut self.crowd);
+            return (!crowd.is_empty()).then(|| (crowd.len(), crowd.iter().map(Record::footprint).sum()));
+        };
+        self.buckets -= segment.len as usize;
+        segment.records().for_each(Record::prefetch);
+        let (records, bytes) = segment.records().fold((0, 0), |(n, bytes), record| (n + 1, bytes + record.footprint()));
+        Some((records, bytes))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Work that can wait: active expiry, and clients that are silent for too long, in a task queue with few shares.
+//! Work that can wait: active expiry, freeing what FLUSHALL dropped, clients that are silent for too long. In a task
+//! queue with few shares.
 //!
 //! A slice looks at a bounded number of entries and yields; the executor gives this queue a small part of the core when
 //! there is foreground work and all of it when there is none.
@@ -35,7 +36,10 @@ pub(crate) fn start(core: &CoreRc) {
                     }
                     {
                         let state = &mut *core.state.borrow_mut();
-                        if !state.settings.active_expire || !state.store.sweep(unix_ms(), SLICE_ENTRIES).more {
+                        let freeing = state.store.reclaim(SLICE_ENTRIES);
+                        let active_expire = state.settings.active_expire;
+                        let sweeping = active_expire && state.store.sweep(unix_ms(), SLICE_ENTRIES).more;
+                        if !freeing && !sweeping {
                             break;
                         }
                     }
