@@ -28,6 +28,10 @@ use crate::topology::{Message, Topology};
 use crate::values::Values;
 use crate::{Builder, Error, Stats};
 
+/// Room made for a group's requests to one core: frames, and bytes of a key each.
+const MOST_ROOM: usize = 1024;
+const EXPECTED_KEY: usize = 32;
+
 /// An embedded node. Cloning is cheap; every clone reaches the same node, from any thread.
 ///
 /// The node stops when the last clone is dropped or [`GridKv::close`] is called.
@@ -447,6 +451,9 @@ impl GridKv {
     ) -> Result<Vec<Batch>, Error> {
         let topology = self.topology();
         let mut batches: Vec<Batch> = (0..topology.cores()).map(|_| Batch::new()).collect();
+        // Keys spread evenly, give or take some.
+        let share = keys.size_hint().0 / batches.len();
+        batches.iter_mut().for_each(|batch| batch.reserve((share + share / 4).min(MOST_ROOM), EXPECTED_KEY));
         for (i, key) in keys.enumerate() {
             check_key(key)?;
             let hash = topology.keyspace.locate(key);

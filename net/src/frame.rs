@@ -190,6 +190,11 @@ impl Batch {
         Batch::default()
     }
 
+    /// Makes room for that many frames with payloads of about `payload` bytes.
+    pub fn reserve(&mut self, frames: usize, payload: usize) {
+        self.bytes.reserve(frames * (HEAD_LEN + payload.next_multiple_of(8)));
+    }
+
     /// Number of frames.
     #[inline]
     pub fn len(&self) -> usize {

@@ -255,6 +255,11 @@ impl Mesh {
         peer.incoming_requests.pop().ok()
     }
 
+    /// An empty batch, with the memory of one that was recycled if there is one.
+    pub fn spare(&mut self) -> Batch {
+        self.pool.pop().unwrap_or_default()
+    }
+
     /// Takes a batch that was read, for reuse.
     #[inline]
     pub fn recycle(&mut self, mut batch: Batch) {

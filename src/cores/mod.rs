@@ -59,6 +59,9 @@ pub(crate) const LOCAL: u64 = u64::MAX;
 
 /// Messages of foreign threads that one turn takes.
 const INBOX_PER_TURN: usize = 256;
+/// Room made for the replies to a foreign thread: frames, and bytes of each.
+const MOST_ROOM: usize = 1024;
+const EXPECTED_REPLY: usize = 64;
 /// Batches of one sibling that one turn serves.
 const BATCHES_PER_TURN: usize = 8;
 
@@ -226,7 +229,8 @@ impl Core {
                 Message::Requests(requests, reply) => {
                     let state = &mut *self.state.borrow_mut();
                     state.metrics.record_foreign(requests.len());
-                    let mut replies = Batch::new();
+                    let mut replies = state.mesh.spare();
+                    replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
                     let mut serving = Serving {
                         store: &mut state.store,
                         metrics: &mut state.metrics,
