@@ -211,6 +211,12 @@ impl Store {
         self.config.owned.clone()
     }
 
+    /// Whether a hash belongs to one of this store's shards.
+    #[inline]
+    pub fn owns(&self, hash: KeyHash) -> bool {
+        self.config.owned.contains(&self.config.keyspace.shard(hash).0)
+    }
+
     /// Hash of a key.
     #[inline]
     pub fn locate(&self, key: &[u8]) -> KeyHash {

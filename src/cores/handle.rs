@@ -68,6 +68,11 @@ impl CoreHandle {
         (hash, topology.owner_of(hash))
     }
 
+    #[cold]
+    fn not_owned(&self, hash: KeyHash) -> Error {
+        Error::NotOwned { core: self.id(), owner: self.core.topology.owner_of(hash).index() }
+    }
+
     /// Reads a key of this core in place: no copy, no hop, no allocation.
     ///
     /// # Errors
@@ -78,13 +83,12 @@ impl CoreHandle {
     #[inline]
     pub fn read<T>(&self, key: impl AsRef<[u8]>, look: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
         let key = key.as_ref();
-        let (hash, owner) = self.locate(key);
-        if owner != self.core.id {
-            return Err(Error::NotOwned { core: self.id(), owner: owner.index() });
+        let state = &mut *self.core.state.borrow_mut();
+        let hash = state.store.locate(key);
+        if !state.store.owns(hash) {
+            return Err(self.not_owned(hash));
         }
-        let mut state = self.core.state.borrow_mut();
-        let now = state.now;
-        Ok(state.store.get(hash, key, now).map(|entry| look(entry.value)))
+        Ok(state.store.get(hash, key, state.now).map(|entry| look(entry.value)))
     }
 
     /// Reads many keys of this core in place: `look` is called for each, in order, with its position. Faster than
@@ -106,9 +110,9 @@ impl CoreHandle {
         for (at, window) in keys.chunks(AHEAD).enumerate() {
             let (mut known, mut foreign) = (0, None);
             for key in window {
-                let (hash, owner) = self.locate(key.as_ref());
-                if owner != self.core.id {
-                    foreign = Some(Error::NotOwned { core: self.id(), owner: owner.index() });
+                let hash = state.store.locate(key.as_ref());
+                if !state.store.owns(hash) {
+                    foreign = Some(self.not_owned(hash));
                     break;
                 }
                 state.store.prefetch_place(hash);
@@ -134,13 +138,12 @@ impl CoreHandle {
     #[inline]
     pub fn write(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
         let key = key.as_ref();
-        let (hash, owner) = self.locate(key);
-        if owner != self.core.id {
-            return Err(Error::NotOwned { core: self.id(), owner: owner.index() });
+        let state = &mut *self.core.state.borrow_mut();
+        let hash = state.store.locate(key);
+        if !state.store.owns(hash) {
+            return Err(self.not_owned(hash));
         }
-        let mut state = self.core.state.borrow_mut();
-        let now = state.now;
-        state.store.set(hash, key, value.as_ref(), 0, now).map(drop).map_err(Error::from)
+        state.store.set(hash, key, value.as_ref(), 0, state.now).map(drop).map_err(Error::from)
     }
 
     /// Reads any key.
