@@ -261,3 +261,24 @@ fn keys_of_a_core_are_read_in_place_in_groups() {
     assert_eq!(refused, (1, true));
     blocking.close().unwrap();
 }
+
+#[test]
+fn an_embedder_brings_its_own_backend() {
+    use gridkv::engine::backend::Registry;
+    // One that stands for any other: made by the embedder, known under the embedder's name.
+    let db = GridKv::builder()
+        .cores("2")
+        .unwrap()
+        .custom_backend("mine", |config| Registry::default().make("memory", config))
+        .start()
+        .unwrap();
+    let blocking = db.blocking();
+    for n in 0..100 {
+        blocking.set(format!("key:{n}"), n.to_string()).unwrap();
+    }
+    assert_eq!(blocking.get("key:42").unwrap().as_deref(), Some(&b"42"[..]));
+    assert_eq!(future::block_on(db.stats()).unwrap().keys(), 100);
+    blocking.close().unwrap();
+    let refused = GridKv::builder().backend("abacus").start();
+    assert!(matches!(refused, Err(Error::Config(_))));
+}

@@ -987,6 +987,29 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_taken_in_pages_makes_an_equal_replica() {
+        let (mut a, mut b) = (replicated(1), replicated(2));
+        for n in 0..3000 {
+            a.put(&format!("k{n}"), &n.to_string(), if n % 5 == 0 { 1 << 40 } else { 0 }, 10);
+        }
+        for n in (0..3000).step_by(7) {
+            assert!(a.del(&format!("k{n}"), 20));
+        }
+        for shard in a.owned().map(ShardId) {
+            let mut from = Some(a.keyspace().first_hash(shard));
+            while let Some(at) = from {
+                from = a.snapshot(shard, at, 4, &mut |entry| {
+                    assert_eq!(b.merge(entry, 30), Ok(Merged::Applied), "each entry comes once");
+                });
+            }
+            assert_eq!(a.digest(shard), b.digest(shard));
+        }
+        assert_eq!((b.len(), b.stats().tombstones), (a.len(), a.stats().tombstones));
+        assert!(b.stats().tombstones > 400 && b.stats().expiring > 400);
+        b.invariants();
+    }
+
+    #[test]
     fn tombstones_are_bounded_and_the_floor_tells_what_was_forgotten() {
         let mut store = store(StoreConfig { keep_tombstones: true, tombstone_limit: 10, ..StoreConfig::default() });
         for n in 0..100 {
