@@ -194,16 +194,12 @@ impl Mesh {
         Ok(())
     }
 
-    /// The same for one of several small requests that go together, of which the first was taken: the bound on
-    /// their number is what the caller limits them to.
-    ///
-    /// # Errors
-    /// None today; the signature is that of [`Mesh::request`].
-    pub fn request_beyond(&mut self, to: CoreId, head: Head, kind: Kind, parts: &[&[u8]]) -> Result<(), Busy> {
+    /// The same for one of several small requests that go together, when there was room for the first: the bound on their
+    /// number is what the caller limits them to.
+    pub fn request_beyond(&mut self, to: CoreId, head: Head, kind: Kind, parts: &[&[u8]]) {
         let peer = self.peer(to);
         peer.in_flight += 1;
         peer.requests.open.push(head, kind, parts);
-        Ok(())
     }
 
     /// Appends a command to the open batch for `to`.

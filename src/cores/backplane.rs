@@ -169,7 +169,7 @@ impl Backplane for Plane<'_> {
                 head.a = key.len() as u32;
                 mesh.request(to, head, Kind::Set, &[key, value])
             }
-            Request::Version(key) => mesh.request_beyond(to, head, Kind::Version, &[key]),
+            Request::Version(key) => return mesh.request_beyond(to, head, Kind::Version, &[key]),
             Request::Command(spec, args, protocol) => {
                 head.spec = spec.id.0;
                 head.flag = protocol.flag();

@@ -88,6 +88,12 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// What serving a batch needs of this core.
+    fn serving(&mut self) -> Serving<'_> {
+        let State { store, metrics, scratch, now, .. } = self;
+        Serving { store, metrics, scratch, now: *now }
+    }
+
     fn has_work(&self) -> bool {
         self.mesh.has_work() || self.unfinished.iter().any(Option::is_some)
     }
@@ -199,13 +205,7 @@ impl Core {
                 any = true;
                 // The open batch is taken out while it is written, so that the rest of the state can be borrowed.
                 let mut replies = std::mem::take(state.mesh.replies(from));
-                let mut serving = Serving {
-                    store: &mut state.store,
-                    metrics: &mut state.metrics,
-                    scratch: &mut state.scratch,
-                    now: state.now,
-                };
-                let left = serve::batch(&mut serving, &requests, at, REPLIES_PER_TURN, &mut replies);
+                let left = serve::batch(&mut state.serving(), &requests, at, REPLIES_PER_TURN, &mut replies);
                 *state.mesh.replies(from) = replies;
                 if let Some(at) = left {
                     state.unfinished[from.index()] = Some((requests, at));
@@ -231,13 +231,7 @@ impl Core {
                     state.metrics.record_foreign(requests.len());
                     let mut replies = state.mesh.spare();
                     replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
-                    let mut serving = Serving {
-                        store: &mut state.store,
-                        metrics: &mut state.metrics,
-                        scratch: &mut state.scratch,
-                        now: state.now,
-                    };
-                    serve::batch(&mut serving, &requests, 0, usize::MAX, &mut replies);
+                    serve::batch(&mut state.serving(), &requests, 0, usize::MAX, &mut replies);
                     state.mesh.recycle(requests);
                     // Nobody waits any more if the future was dropped.
                     let _ = reply.send(replies);

@@ -103,11 +103,6 @@ impl Categories {
         self.names().any(|known| known == name)
     }
 
-    /// Whether there is a category of that name in Redis that commands here may have.
-    pub fn is_known(name: &str) -> bool {
-        CATEGORY_NAMES.contains(&name)
-    }
-
     /// Names of the set categories, without `@`.
     pub fn names(self) -> impl Iterator<Item = &'static str> + Clone {
         names(self.0, &CATEGORY_NAMES)

@@ -62,7 +62,7 @@ pub enum Route {
     Key,
     /// On the owner of the shard that all its keys share; otherwise it is refused with `CROSSSLOT`.
     Shard,
-    /// Cut into one [`Spec::part`] per key. Where all keys have one owner, [`Spec::run`] does the whole at once.
+    /// The owner of some of its keys runs it on those; the parts become one reply.
     Split(Merge),
     /// On every core; [`Spec::run`] is one core's part.
     Every(Merge),
@@ -165,17 +165,6 @@ impl Spec {
         };
         let first = if self.first_key == 0 { last + 1 } else { self.first_key as usize };
         (first..last + 1).step_by(self.step.max(1) as usize)
-    }
-
-    /// The one-key command that a [`Route::Split`] command is cut into. Its arguments: that name, then the
-    /// [`Spec::step`] arguments from the key on.
-    pub fn part(&self) -> &'static Spec {
-        let name: &[u8] = match self.name {
-            "mget" => b"get",
-            "mset" => b"set",
-            other => other.as_bytes(),
-        };
-        lookup(name).expect("names of the table are found")
     }
 }
 
