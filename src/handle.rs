@@ -200,9 +200,7 @@ impl GridKv {
         let (key, value) = (key.as_ref(), value.as_ref());
         check_value(value)?;
         let args = SetArgs::new(options);
-        let mut words: Vec<&[u8]> = vec![b"SET", key, value];
-        args.push_to(&mut words);
-        let reply = self.command(key, &words).await?;
+        let reply = self.command(key, &args.words(key, value)).await?;
         args.outcome(reply)
     }
 
@@ -677,7 +675,9 @@ impl SetArgs {
         SetArgs { options, ttl_ms }
     }
 
-    pub(crate) fn push_to<'a>(&'a self, words: &mut Vec<&'a [u8]>) {
+    /// The whole command.
+    pub(crate) fn words<'a>(&'a self, key: &'a [u8], value: &'a [u8]) -> Vec<&'a [u8]> {
+        let mut words: Vec<&[u8]> = vec![b"SET", key, value];
         if let Some(ttl) = &self.ttl_ms {
             words.extend([&b"PX"[..], ttl.as_bytes()]);
         } else if self.options.keep_ttl {
@@ -691,6 +691,7 @@ impl SetArgs {
         if self.options.get {
             words.push(b"GET");
         }
+        words
     }
 
     /// With GET the reply is the value before, so whether a condition held follows from it; without, it is OK or nil.

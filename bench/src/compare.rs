@@ -12,7 +12,6 @@
 //! memcached answers each of several pipelined `get`s with a write of its own (its clients ask for many keys in one
 //! `get` instead), so its pipelined reads look worse than its pipelined writes.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,7 +21,7 @@ use crate::failure::Failure;
 use crate::fleet::{Fleet, Run, Target};
 use crate::interrupt;
 use crate::latency::{median, spread};
-use crate::options::{Cores, DataArgs, cores, count};
+use crate::options::{DataArgs, PlaceArgs, count};
 use crate::progress::Progress;
 use crate::table::Table;
 use crate::units;
@@ -38,15 +37,8 @@ pub(crate) struct Args {
     /// Others: redis, memcached, echo, or a quoted command line that holds {port}
     #[arg(long, default_value = "redis", value_name = "LIST")]
     against: String,
-    /// Our node [default: gridkv-node beside this program]
-    #[arg(long, value_name = "PATH")]
-    node: Option<PathBuf>,
-    /// Cores of the servers
-    #[arg(long, default_value = "0", value_parser = cores, value_name = "CPULIST")]
-    server_core: Cores,
-    /// Cores of the generator, one thread each
-    #[arg(long, default_value = "1", value_parser = cores, value_name = "CPULIST")]
-    client_core: Cores,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Rounds
     #[arg(long, default_value = "5", value_parser = count, value_name = "COUNT")]
     rounds: usize,
@@ -179,14 +171,14 @@ impl Args {
         let inserts = if self.ops.iter().any(|mix| mix.has(Kind::Insert)) { MOST_INSERTS } else { 0 };
         let mut rivals = Vec::with_capacity(recipes.len());
         for recipe in recipes {
-            let server = Server::start(recipe, &self.server_core.0)?;
+            let server = Server::start(recipe, &self.place.server_core.0)?;
             let mut fleet = Fleet::connect(Target {
                 addr: server.addr,
                 protocol: recipe.protocol,
                 password: None,
                 connections: self.connections,
-                threads: self.client_core.0.len(),
-                pins: self.client_core.0.clone(),
+                threads: self.place.client_core.0.len(),
+                pins: self.place.client_core.0.clone(),
                 requests: self.data.requests(recipe.protocol, self.data.keys + inserts)?,
                 keys: self.data.keys,
                 distribution: crate::distribution::Distribution::Uniform,
@@ -237,13 +229,13 @@ impl Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let mut recipes = vec![Recipe::ours(args.node.as_deref())?];
+    let mut recipes = vec![Recipe::ours(args.place.node.as_deref())?];
     for word in split_list(&args.against) {
         let command = match word.as_bytes() {
             [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => String::from_utf8_lossy(inner).into_owned(),
             _ => word,
         };
-        recipes.push(Recipe::other(&command, args.server_core.0.len())?);
+        recipes.push(Recipe::other(&command, args.place.server_core.0.len())?);
     }
     let names = names(&recipes);
     let progress = Progress::unless(args.quiet);
@@ -257,8 +249,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     println!(
         "servers on core {:?}, generator on {:?}, {} connections, {} keys of {}, values of {}, {} rounds of {} s\n",
-        args.server_core.0,
-        args.client_core.0,
+        args.place.server_core.0,
+        args.place.client_core.0,
         args.connections,
         units::count(args.data.keys as f64),
         args.data.sizes.key_size,

@@ -8,7 +8,6 @@
 //!
 //! All servers get the same rate, so that their latencies can be compared.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,7 +17,7 @@ use crate::distribution::Distribution;
 use crate::failure::Failure;
 use crate::fleet::{Fleet, Run, Target};
 use crate::interrupt;
-use crate::options::{Cores, DataArgs, SizeArgs, cores, count};
+use crate::options::{DataArgs, PlaceArgs, SizeArgs, count};
 use crate::pace::Arrivals;
 use crate::progress::Progress;
 use crate::report::{Figures, Report};
@@ -33,15 +32,8 @@ pub(crate) struct Args {
     /// Others: redis, memcached, or a quoted command line that holds {port}
     #[arg(long, default_value = "", hide_default_value = true, value_name = "LIST")]
     against: String,
-    /// Our node [default: gridkv-node beside this program]
-    #[arg(long, value_name = "PATH")]
-    node: Option<PathBuf>,
-    /// Cores of the server
-    #[arg(long, default_value = "0", value_parser = cores, value_name = "CPULIST")]
-    server_core: Cores,
-    /// Cores of the generator, one thread each
-    #[arg(long, default_value = "1", value_parser = cores, value_name = "CPULIST")]
-    client_core: Cores,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Keys at the beginning
     #[arg(long, default_value = "1m", value_parser = count, value_name = "COUNT")]
     from: usize,
@@ -128,15 +120,15 @@ fn text(rate: f64, grown: &[Grown]) -> String {
 impl Args {
     /// A server with the first keys, and a load for it.
     fn start(&self, recipe: &Recipe, progress: Progress) -> Result<(Fleet, Server), Failure> {
-        let server = Server::start(recipe, &self.server_core.0)?;
+        let server = Server::start(recipe, &self.place.server_core.0)?;
         let data = DataArgs { keys: self.from as u64, sizes: self.sizes.clone() };
         let mut fleet = Fleet::connect(Target {
             addr: server.addr,
             protocol: recipe.protocol,
             password: None,
             connections: self.connections,
-            threads: self.client_core.0.len(),
-            pins: self.client_core.0.clone(),
+            threads: self.place.client_core.0.len(),
+            pins: self.place.client_core.0.clone(),
             // Which of the last operations are inserts is drawn, so a few more keys than asked for may come.
             requests: data.requests(recipe.protocol, 2 * self.to as u64)?,
             keys: self.from as u64,
@@ -178,9 +170,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Usage("--to must be above --from".into()));
     }
     let progress = Progress::unless(args.quiet);
-    let mut recipes = vec![Recipe::ours(args.node.as_deref())?];
+    let mut recipes = vec![Recipe::ours(args.place.node.as_deref())?];
     for word in split_list(&args.against) {
-        recipes.push(Recipe::other(word.trim_matches(['\'', '"']), args.server_core.0.len())?);
+        recipes.push(Recipe::other(word.trim_matches(['\'', '"']), args.place.server_core.0.len())?);
     }
     let mut peaks = Vec::new();
     if args.rate.is_none() {

@@ -1,5 +1,7 @@
 //! Options that several commands share.
 
+use std::path::PathBuf;
+
 use crate::data::{Keys, Values};
 use crate::distribution::Sizes;
 use crate::failure::Failure;
@@ -15,6 +17,20 @@ pub(crate) struct SizeArgs {
     /// Length of values, in the same words
     #[arg(long, default_value = "64", value_name = "BYTES")]
     pub(crate) value_size: Sizes,
+}
+
+/// Where our node, its rivals and the generator run.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct PlaceArgs {
+    /// Our node [default: gridkv-node beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) node: Option<PathBuf>,
+    /// Cores of the server
+    #[arg(long, default_value = "0", value_parser = cores, value_name = "CPULIST")]
+    pub(crate) server_core: Cores,
+    /// Cores of the generator, one thread each
+    #[arg(long, default_value = "1", value_parser = cores, value_name = "CPULIST")]
+    pub(crate) client_core: Cores,
 }
 
 /// What keys and values look like.

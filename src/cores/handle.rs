@@ -195,9 +195,7 @@ impl CoreHandle {
         let (key, value) = (key.as_ref(), value.as_ref());
         check_value(value)?;
         let args = SetArgs::new(options);
-        let mut words: Vec<&[u8]> = vec![b"SET", key, value];
-        args.push_to(&mut words);
-        args.outcome(self.command(key, &words).await?)
+        args.outcome(self.command(key, &args.words(key, value)).await?)
     }
 
     /// Deletes any key; whether it existed.
