@@ -36,3 +36,7 @@
 //! The driver reads the clock, sends what the outbox holds, and comes back with what arrived.
 
 #![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod map;
+pub mod quorum;
