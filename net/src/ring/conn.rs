@@ -12,6 +12,8 @@
 //!               └──────────────┴──────────────────┘   a completion without "more" ends it
 //! ```
 //!
+//! A detached connection ends the same way, but its descriptor goes to the owner instead of being closed.
+//!
 //! Contract: an id names one life of one place. After the place is freed its generation moves on, so ids and late
 //! completions of an earlier life match nothing. A place is never freed while the kernel holds an operation for it.
 //!
@@ -101,6 +103,10 @@ pub(super) struct Conn {
     /// Why the connection is being closed, 0 for no error.
     pub(super) errno: i32,
     pub(super) fd: Option<OwnedFd>,
+    /// The owner wants the descriptor once the kernel holds nothing of this place.
+    pub(super) detaching: bool,
+    /// The descriptor on its way to the owner.
+    pub(super) detached: Option<OwnedFd>,
     /// Bytes that the kernel reads while `sending`: neither moved nor freed until the send is back.
     pub(super) buf: Vec<u8>,
     pub(super) sent: usize,
@@ -120,6 +126,8 @@ impl Conn {
             finishing: false,
             errno: 0,
             fd: None,
+            detaching: false,
+            detached: None,
             buf: Vec::new(),
             sent: 0,
             target: None,
@@ -133,7 +141,12 @@ impl Conn {
 
     /// A receive is to be armed.
     pub(super) fn wants_recv(&self) -> bool {
-        self.phase == Phase::Open && self.recv == Recv::Idle && self.reading && !self.eof
+        self.phase == Phase::Open && self.recv == Recv::Idle && self.reading && !self.eof && !self.detaching
+    }
+
+    /// A send may begin.
+    pub(super) fn may_send(&self) -> bool {
+        self.phase == Phase::Open && !self.sending && !self.finishing && !self.detaching
     }
 
     pub(super) fn invariants(&self) {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!        owner (a core's loop, a bench, an example)
-//!          │ listen connect send pause resume close        ▲ Accepted Connected Data Sent Eof Closed
+//!          │ listen connect adopt send pause resume        ▲ Accepted Connected Data Sent Eof Detached Closed
+//!          │ detach close watch                            │ Readable
 //!          ▼                                               │
 //!        Ring ── turn(): one io_uring_enter at most ── submit what was queued, reap what is there
 //!          │                                               ▲
@@ -24,6 +25,8 @@
 //!   writes are continued inside. This bounds what a client that never reads can make us hold: the owner holds it.
 //! - **[`Event::Eof`]** says that the peer will send no more; it may still read. Send what is owed, then close.
 //! - **[`Event::Closed`]** comes exactly once per connection, last, whoever ended it. Until then the place is taken.
+//! - **[`RingPort::detach`]** takes a connection out of the ring alive: [`Event::Detached`] brings its descriptor in place
+//!   of `Closed`, and [`RingPort::adopt`] puts it into another ring.
 //! - An id whose connection is gone is harmless: every verb ignores it.
 //!
 //! # Invariants
@@ -107,6 +110,10 @@ const DRAIN_PATIENCE: u32 = 50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerId(u32);
 
+/// A descriptor that a ring watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WatchId(u32);
+
 /// What happened. The order of events of one connection is the order in which they happened.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -146,7 +153,19 @@ pub enum Event<'a> {
         /// The connection.
         conn: ConnId,
     },
-    /// The connection is gone; its id is void. The last event of every connection.
+    /// The connection left the ring, as [`RingPort::detach`] asked; its id is void. Its last event, in place of `Closed`.
+    Detached {
+        /// The connection that was.
+        conn: ConnId,
+        /// Its socket, which nothing else refers to.
+        fd: OwnedFd,
+    },
+    /// A watched descriptor can be read. Read what is there, or some of it: while something is left this comes again.
+    Readable {
+        /// What [`Ring::watch`] returned.
+        watch: WatchId,
+    },
+    /// The connection is gone; its id is void. The last event of every connection that was not detached.
     Closed {
         /// The connection that was.
         conn: ConnId,
@@ -187,6 +206,7 @@ enum Op {
     Connect = 3,
     Accept = 4,
     Rest = 5,
+    Poll = 6,
 }
 
 impl Op {
@@ -202,6 +222,7 @@ impl Op {
             3 => Op::Connect,
             4 => Op::Accept,
             5 => Op::Rest,
+            6 => Op::Poll,
             other => unreachable!("no operation was submitted as {other}"),
         };
         (op, user_data >> 8)
@@ -218,11 +239,19 @@ struct Listener {
     closing: bool,
 }
 
+struct Watch {
+    /// `None` once unwatched.
+    fd: Option<OwnedFd>,
+    /// The kernel holds a poll.
+    polling: bool,
+}
+
 /// Everything of a ring but the receive buffers, which a handler's event borrows meanwhile.
 struct Inner {
     kernel: Kernel,
     places: Places,
     listeners: Vec<Listener>,
+    watches: Vec<Watch>,
     /// Connections that the kernel is done with, to be reported.
     closed: VecDeque<ConnId>,
     max_connections: u32,
@@ -275,6 +304,7 @@ impl Ring {
                 kernel,
                 places: Places::new(),
                 listeners: Vec::new(),
+                watches: Vec::new(),
                 closed: VecDeque::new(),
                 max_connections: config.max_connections,
                 counters: RingCounters::default(),
@@ -301,6 +331,20 @@ impl Ring {
     /// Stops listening. Connections stay; those not yet accepted are reset by the kernel.
     pub fn unlisten(&mut self, listener: ListenerId) {
         self.inner.unlisten(listener.0);
+    }
+
+    /// Reports whenever `fd` can be read, as [`Event::Readable`]. For the few sockets that are not connections: the ring
+    /// reads nothing from it, the owner does, through its own descriptor of the same thing in non-blocking mode.
+    pub fn watch(&mut self, fd: OwnedFd) -> WatchId {
+        let index = self.inner.watches.len() as u32;
+        self.inner.watches.push(Watch { fd: Some(fd), polling: false });
+        self.inner.arm_poll(index);
+        WatchId(index)
+    }
+
+    /// Stops watching, and closes the ring's descriptor.
+    pub fn unwatch(&mut self, watch: WatchId) {
+        self.inner.unwatch(watch.0);
     }
 
     /// See [`RingPort::connect`].
@@ -404,14 +448,19 @@ impl Ring {
                 Op::Connect => inner.on_connect(ConnId::from_bits(bits), result, on),
                 Op::Accept => inner.on_accept(bits as u32, result, flags, on),
                 Op::Rest => inner.on_rested(bits as u32),
+                Op::Poll => inner.on_poll(bits as u32, result, on),
                 Op::Cancel => {}
             }
         }
         while let Some(conn) = inner.closed.pop_front() {
             let place = inner.places.get_mut(conn).expect("a closed connection keeps its place until it is reported");
             let error = (place.errno != 0).then(|| io::Error::from_raw_os_error(place.errno));
+            let event = match place.detached.take() {
+                Some(fd) => Event::Detached { conn, fd },
+                None => Event::Closed { conn, error },
+            };
             inner.places.release(conn);
-            on(&mut RingPort { inner }, Event::Closed { conn, error });
+            on(&mut RingPort { inner }, event);
         }
         ready
     }
@@ -421,13 +470,18 @@ impl Ring {
         for index in 0..self.inner.listeners.len() as u32 {
             self.inner.unlisten(index);
         }
+        for index in 0..self.inner.watches.len() as u32 {
+            self.inner.unwatch(index);
+        }
         for conn in self.inner.places.ids().collect::<Vec<_>>() {
             self.inner.retire(conn, 0);
         }
         let mut patience = DRAIN_PATIENCE;
         loop {
             self.reap(&mut |_, _| {});
-            if self.inner.places.live() == 0 && self.inner.listeners.iter().all(|l| !l.accepting && !l.resting) {
+            let Inner { places, listeners, watches, .. } = &self.inner;
+            let listening = listeners.iter().any(|l| l.accepting || l.resting);
+            if places.live() == 0 && !listening && !watches.iter().any(|w| w.polling) {
                 return self.inner.kernel.unregister_buffers();
             }
             if patience == 0 || self.inner.kernel.enter_and_wait(Some(DRAIN_WAIT)).is_err() {
@@ -486,13 +540,37 @@ impl RingPort<'_> {
         Ok(conn)
     }
 
+    /// Takes over the socket of a connection that stands, in blocking mode, from another ring or elsewhere. Receiving
+    /// starts at once.
+    pub fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, RingError> {
+        if self.inner.places.live() >= self.inner.max_connections as usize {
+            return Err(RingError::TooManyConnections { limit: self.inner.max_connections });
+        }
+        let conn = self.inner.places.take(fd, Phase::Open);
+        self.inner.settle(conn);
+        Ok(conn)
+    }
+
+    /// Asks for the connection's socket. [`Event::Detached`] brings it when the kernel is done with what is under way: a
+    /// receive is cancelled, a send is awaited. What the kernel had received by then comes before, as [`Event::Data`].
+    ///
+    /// [`Event::Closed`] comes instead if the connection breaks, or is closed, before.
+    pub fn detach(&mut self, conn: ConnId) {
+        match self.inner.places.get_mut(conn) {
+            Some(place) if place.phase == Phase::Open && !place.finishing => place.detaching = true,
+            _ => return,
+        }
+        self.pause_reads(conn);
+        self.inner.settle(conn);
+    }
+
     /// Sends all of `buf`; [`Event::Sent`] brings it back emptied.
     ///
-    /// Hands `buf` back untouched when nothing can be sent: the connection is gone, closing, or not yet connected, a send
-    /// is still under way, or `buf` is empty.
+    /// Hands `buf` back untouched when nothing can be sent: the connection is gone, closing, being detached, or not yet
+    /// connected, a send is still under way, or `buf` is empty.
     pub fn send(&mut self, conn: ConnId, buf: Vec<u8>) -> Result<(), Vec<u8>> {
         match self.inner.places.get_mut(conn) {
-            Some(place) if place.phase == Phase::Open && !place.sending && !place.finishing && !buf.is_empty() => {
+            Some(place) if place.may_send() && !buf.is_empty() => {
                 place.buf = buf;
                 place.sent = 0;
                 self.inner.push_send(conn);
@@ -618,6 +696,7 @@ impl Inner {
             self.retire(conn, 0);
         } else {
             on(&mut RingPort { inner: self }, Event::Sent { conn, buf });
+            self.settle(conn);
         }
     }
 
@@ -697,7 +776,22 @@ impl Inner {
         }
     }
 
-    /// Does what a connection's state asks for: start receiving, or report it closed.
+    fn on_poll(&mut self, index: u32, result: i32, on: &mut impl FnMut(&mut RingPort<'_>, Event<'_>)) {
+        let watch = &mut self.watches[index as usize];
+        watch.polling = false;
+        if watch.fd.is_none() {
+            return;
+        }
+        // An error of the poll itself would repeat at once, and there is nothing to be read without it.
+        if result < 0 && result != -libc::ECANCELED {
+            watch.fd = None;
+            return;
+        }
+        on(&mut RingPort { inner: self }, Event::Readable { watch: WatchId(index) });
+        self.arm_poll(index);
+    }
+
+    /// Does what a connection's state asks for: start receiving, or report it detached or closed.
     fn settle(&mut self, conn: ConnId) {
         let Some(place) = self.places.get_mut(conn) else { return };
         if cfg!(debug_assertions) {
@@ -710,6 +804,10 @@ impl Inner {
             place.recv = Recv::Armed;
             // SAFETY: the entry points to nothing; the buffers of group 0 outlive every operation (see `Ring::drop`).
             unsafe { self.kernel.push(entry) };
+        } else if place.detaching && place.phase == Phase::Open && !place.busy() {
+            place.phase = Phase::Closing;
+            place.detached = place.fd.take();
+            self.closed.push_back(conn);
         } else if place.phase == Phase::Closing && !place.busy() && place.fd.take().is_some() {
             self.closed.push_back(conn);
         }
@@ -773,6 +871,28 @@ impl Inner {
         listener.accepting = true;
         // SAFETY: the entry points to nothing: a multishot accept reports no address.
         unsafe { self.kernel.push(entry) };
+    }
+
+    /// One poll at a time, armed anew after each report, so that what was left unread is reported again.
+    fn arm_poll(&mut self, index: u32) {
+        let watch = &mut self.watches[index as usize];
+        let Some(fd) = &watch.fd else { return };
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32)
+            .build()
+            .user_data(Op::Poll.of(u64::from(index)));
+        watch.polling = true;
+        // SAFETY: the entry points to nothing.
+        unsafe { self.kernel.push(entry) };
+    }
+
+    fn unwatch(&mut self, index: u32) {
+        let watch = &mut self.watches[index as usize];
+        watch.fd = None;
+        if watch.polling {
+            let entry = opcode::AsyncCancel::new(Op::Poll.of(u64::from(index))).build().user_data(Op::Cancel.of(0));
+            // SAFETY: the entry points to nothing.
+            unsafe { self.kernel.push(entry) };
+        }
     }
 
     fn rest(&mut self, index: u32) {

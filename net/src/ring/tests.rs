@@ -93,6 +93,7 @@ impl World {
                 peers.remove(&conn).expect("closed once, and only what was open");
                 closed.push((conn, error));
             }
+            Event::Detached { .. } | Event::Readable { .. } => unreachable!("nothing was detached or watched"),
         })
         .unwrap();
     }
@@ -619,4 +620,100 @@ fn nonsense_is_refused_before_the_kernel_sees_it() {
     ] {
         assert!(matches!(Ring::new(config), Err(RingError::Config(_))));
     }
+}
+
+/// Turns `ring` until `done`, which sees every event.
+fn turn_until(ring: &mut Ring, mut done: impl FnMut(&mut RingPort<'_>, Event<'_>) -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    let mut over = false;
+    while !over {
+        ring.turn(&mut |port, event| over |= done(port, event)).unwrap();
+        assert!(Instant::now() < deadline, "waited too long: {ring:?}");
+        ring.wait(Some(Duration::from_millis(5))).unwrap();
+    }
+}
+
+#[test]
+fn a_connection_moves_to_another_ring_and_goes_on() {
+    let (mut first, mut second) = (Ring::new(small()).unwrap(), Ring::new(small()).unwrap());
+    let (_, addr) = first.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let mut client = TcpStream::connect(addr).unwrap();
+    client.write_all(b"hello").unwrap();
+    let (mut moved, mut seen) = (None, Vec::new());
+    turn_until(&mut first, |port, event| match event {
+        Event::Data { conn, bytes } => {
+            seen.extend_from_slice(bytes);
+            port.send(conn, b"wait".to_vec()).unwrap();
+            port.detach(conn);
+            assert!(port.send(conn, b"more".to_vec()).is_err(), "it is leaving");
+            false
+        }
+        Event::Detached { fd, .. } => {
+            moved = Some(fd);
+            true
+        }
+        Event::Closed { .. } => panic!("detached, not closed"),
+        _ => false,
+    });
+    assert_eq!((seen.as_slice(), first.connections()), (&b"hello"[..], 0));
+    drop(first);
+
+    client.write_all(b"again").unwrap();
+    let conn = second.port().adopt(moved.unwrap()).unwrap();
+    turn_until(&mut second, |port, event| match event {
+        Event::Data { conn: from, bytes } => {
+            assert_eq!((from, bytes), (conn, &b"again"[..]));
+            port.send(conn, b"here".to_vec()).unwrap();
+            false
+        }
+        Event::Sent { .. } => true,
+        other => panic!("{other:?}"),
+    });
+    let mut answer = [0; 8];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"waithere");
+}
+
+#[test]
+fn a_connection_that_breaks_while_it_is_detached_is_closed() {
+    let mut ring = Ring::new(small()).unwrap();
+    let (_, addr) = ring.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let _client = TcpStream::connect(addr).unwrap();
+    turn_until(&mut ring, |port, event| match event {
+        Event::Accepted { conn, .. } => {
+            // More than the kernel takes at once, to a peer that never reads: the send stays under way.
+            port.send(conn, vec![0; 64 << 20]).unwrap();
+            port.detach(conn);
+            port.close(conn);
+            false
+        }
+        Event::Closed { .. } => true,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(ring.connections(), 0);
+}
+
+#[test]
+fn a_watched_socket_is_reported_until_it_is_read_empty() {
+    let mut ring = Ring::new(small()).unwrap();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let watch = ring.watch(socket.try_clone().unwrap().into());
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for n in 0..3u8 {
+        sender.send_to(&[n], socket.local_addr().unwrap()).unwrap();
+    }
+    let mut got = Vec::new();
+    turn_until(&mut ring, |_, event| {
+        assert!(matches!(event, Event::Readable { watch: w } if w == watch));
+        let mut byte = [0];
+        // One at a time: what is left is reported again.
+        if socket.recv(&mut byte).is_ok() {
+            got.push(byte[0]);
+        }
+        got.len() == 3
+    });
+    assert_eq!(got, [0, 1, 2]);
+    ring.unwatch(watch);
+    assert!(ring.drain(), "the kernel lets go of the poll");
 }
