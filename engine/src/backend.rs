@@ -89,6 +89,15 @@ pub trait Backend {
         look: &mut dyn FnMut(KeyHash, Entry<'_>),
     ) -> Option<KeyHash>;
 
+    /// Calls `look` with the entries under exactly that hash: normally one, more when keys collide.
+    fn by_hash(&mut self, shard: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
+        self.visit(shard, hash, 1, &mut |found, entry| {
+            if found == hash {
+                look(entry);
+            }
+        });
+    }
+
     /// A hint that the entry of that hash is wanted soon: bring closer where it would be found. Misses of the cache that are
     /// begun for many keys at once overlap.
     fn prefetch_place(&self, _shard: ShardId, _hash: KeyHash) {}
@@ -192,6 +201,10 @@ impl Backend for Chosen {
         look: &mut dyn FnMut(KeyHash, Entry<'_>),
     ) -> Option<KeyHash> {
         either!(self, backend => backend.visit(shard, from, limit, look))
+    }
+
+    fn by_hash(&mut self, shard: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
+        either!(self, backend => backend.by_hash(shard, hash, look))
     }
 
     #[inline]
@@ -417,6 +430,10 @@ impl Backend for InMemory {
             }
         })?;
         (space.shard(next) == shard).then_some(next)
+    }
+
+    fn by_hash(&mut self, shard: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
+        self.table(shard).by_hash(hash, &mut |record| look(record.entry()));
     }
 
     #[inline]

@@ -67,6 +67,15 @@ impl ChangeLog {
         (self.ring.capacity() - before) * size_of::<Change>()
     }
 
+    /// Forgets all changes and gives their memory back: every reader, also one that was up to date, gets a [`Gap`]. Returns
+    /// by how many bytes the log shrank.
+    pub fn forget(&mut self) -> usize {
+        let freed = std::mem::take(&mut self.ring).capacity() * size_of::<Change>();
+        // At a multiple of the bound, positions and sequence numbers agree again.
+        self.next = (self.next / self.bound as u64 + 1) * self.bound as u64;
+        freed
+    }
+
     /// Sequence number that the next change will get; the first is 0.
     pub fn next_seq(&self) -> u64 {
         self.next

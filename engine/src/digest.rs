@@ -2,12 +2,13 @@
 //!
 //! Each entry adds a mixed word of its hash and version to one of sixteen leaves, chosen by the hash; taking it away
 //! subtracts the same word. So the digest depends on the contents alone, whatever the history, and costs a few
-//! instructions per write. Different leaves say which sixteenth of the shard differs.
+//! instructions per write. Different leaves say which sixteenth of the shard differs. A version names one write, so value
+//! and expiry need no part in it; nor has it one that an entry expired, which each replica finds out at its own time.
 //!
 //! It finds differences, it does not prove equality to an adversary: sums of mixed words can be forged.
 
 use crate::hash::KeyHash;
-use crate::record::Meta;
+use crate::hlc::Version;
 
 /// Leaves of a digest.
 pub const LEAVES: usize = 16;
@@ -28,10 +29,9 @@ fn leaf(hash: KeyHash, shard_bits: u32) -> usize {
 }
 
 #[inline]
-fn word(hash: KeyHash, meta: Meta) -> u64 {
+fn word(hash: KeyHash, version: Version) -> u64 {
     // Two rounds of a 64-bit finalizer (MurmurHash3's constants) over hash and version.
-    let mut x = hash.0 ^ meta.version.hlc.0.rotate_left(32) ^ u64::from(meta.version.node) << 17;
-    x ^= u64::from(meta.tombstone);
+    let mut x = hash.0 ^ version.hlc.0.rotate_left(32) ^ u64::from(version.node) << 17;
     x = (x ^ x >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     x = (x ^ x >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     x ^ x >> 33
@@ -40,17 +40,17 @@ fn word(hash: KeyHash, meta: Meta) -> u64 {
 impl Digest {
     /// An entry came.
     #[inline]
-    pub fn add(&mut self, hash: KeyHash, meta: Meta, shard_bits: u32) {
+    pub fn add(&mut self, hash: KeyHash, version: Version, shard_bits: u32) {
         self.count += 1;
         let leaf = &mut self.leaves[leaf(hash, shard_bits)];
-        *leaf = leaf.wrapping_add(word(hash, meta));
+        *leaf = leaf.wrapping_add(word(hash, version));
     }
 
     /// An entry went.
     #[inline]
-    pub fn remove(&mut self, hash: KeyHash, meta: Meta, shard_bits: u32) {
+    pub fn remove(&mut self, hash: KeyHash, version: Version, shard_bits: u32) {
         self.count -= 1;
         let leaf = &mut self.leaves[leaf(hash, shard_bits)];
-        *leaf = leaf.wrapping_sub(word(hash, meta));
+        *leaf = leaf.wrapping_sub(word(hash, version));
     }
 }

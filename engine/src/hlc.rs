@@ -65,6 +65,8 @@ pub struct Version {
 impl Version {
     /// Before every write.
     pub const ZERO: Version = Version { hlc: Hlc::ZERO, node: 0 };
+    /// After every write.
+    pub const MAX: Version = Version { hlc: Hlc(u64::MAX), node: u16::MAX };
 }
 
 /// A version lies further ahead of this node's wall clock than allowed. Nothing was changed; the clock of its sender is
@@ -116,6 +118,11 @@ impl Clock {
         }
         self.last = self.last.max(version.hlc);
         Ok(())
+    }
+
+    /// The number of this node in versions from now on.
+    pub const fn set_node(&mut self, node: u16) {
+        self.node = node;
     }
 
     /// The highest time given or seen.

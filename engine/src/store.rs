@@ -9,15 +9,21 @@
 //! ```
 //!
 //! Invariants, checked by [`Store::invariants`]: `digest` equals the sum over what the backend holds; `live`, `expiring`
-//! and `tombstones` count it; versions of a key only grow.
+//! and `graves` count it; versions of a key only grow.
 //!
-//! **Expiry** is lazy (a read that meets an expired entry removes it) and swept in bounded slices. **Tombstones** are kept
-//! only where replication needs them (`keep_tombstones`): at most `tombstone_limit` per shard, oldest first out, and
-//! [`Store::tombstone_floor`] says below which version absence proves nothing any more.
+//! **Expiry** is lazy (a read that meets an expired entry removes it) and swept in bounded slices.
+//!
+//! **Replication** (`keep_tombstones`) changes what going away means:
+//! - A delete leaves a tombstone under a new version.
+//! - An expired entry becomes a tombstone **under its own version**: each replica converts it alone, at its own time, and
+//!   all hold the same. Dropped outright, a replica that has missed it would bring back what it had replaced; under a new
+//!   version, replicas would differ for ever.
+//! - Nothing drops a tombstone but [`Store::purge_below`], when all replicas are known to agree up to a version. Which ones
+//!   go depends on versions and expiry times alone, not on how far a replica's clock or sweep is.
+//! - That version is the shard's floor: below it absence proves nothing, so [`Store::merge`] refuses what is absent.
 //!
 //! Not here: what commands do with it ([`crate::command`]), and who may write (the session).
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::Millis;
@@ -30,6 +36,9 @@ use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta, Record};
 
 /// Entries freed before a write that finds memory full looks again.
 const RECLAIMED_AT_ONCE: usize = 512;
+
+/// Entries made elsewhere are taken until the memory limit is passed by this part of it.
+const COPY_HEADROOM: u64 = 16;
 
 /// What a store is made with.
 #[derive(Clone, Debug)]
@@ -44,7 +53,7 @@ pub struct StoreConfig {
     pub max_memory: u64,
     /// Changes that the log of each shard keeps, at most.
     pub change_log_entries: usize,
-    /// Tombstones that each shard keeps, at most.
+    /// Tombstones of a shard beyond which [`Store::wants_purge`] says that it is time to forget some.
     pub tombstone_limit: usize,
     /// Whether deletes leave tombstones: needed as soon as there are replicas.
     pub keep_tombstones: bool,
@@ -102,6 +111,9 @@ pub enum Merged {
     Applied,
     /// What is there is as new or newer.
     Stale,
+    /// Refused: nothing is there, and the version is not above the shard's floor, so it may have been deleted, and the
+    /// tombstone forgotten.
+    BelowFloor,
 }
 
 /// What a slice of [`Store::sweep`] did.
@@ -115,6 +127,17 @@ pub struct Swept {
     pub more: bool,
 }
 
+/// What a slice of [`Store::purge_below`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Entries looked at.
+    pub looked: usize,
+    /// Tombstones and expired entries that are forgotten.
+    pub forgotten: usize,
+    /// The position to go on from; `None` when the shard is done.
+    pub next: Option<KeyHash>,
+}
+
 /// Counters of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
@@ -124,6 +147,8 @@ pub struct StoreStats {
     pub expiring: u64,
     /// Tombstones held.
     pub tombstones: u64,
+    /// Of the bytes in use, those of tombstones.
+    pub tombstone_bytes: u64,
     /// Changes held in the logs.
     pub change_log: u64,
     /// Bytes in use: entries, tables, change logs.
@@ -146,11 +171,37 @@ struct Shard {
     expiring: u64,
     digest: Digest,
     log: ChangeLog,
-    /// Tombstones in the order they were made; one that was overwritten meanwhile is skipped when its turn comes.
-    graves: VecDeque<(KeyHash, Version)>,
+    graves: Graves,
     floor: Version,
     /// No entry of the shard expires before this; the sweep skips the shard until then.
     next_expiry: Millis,
+}
+
+/// The tombstones of a shard.
+#[derive(Debug, Default)]
+struct Graves {
+    count: u64,
+    bytes: u64,
+    /// No tombstone is older than this, as long as there are any.
+    oldest: Version,
+    /// The purge under way: where it goes on, and the oldest tombstone that it has left or that came meanwhile.
+    round: Option<(KeyHash, Version)>,
+}
+
+impl Graves {
+    fn came(&mut self, version: Version, bytes: u64) {
+        self.oldest = if self.count == 0 { version } else { self.oldest.min(version) };
+        self.count += 1;
+        self.bytes += bytes;
+        if let Some((_, left)) = &mut self.round {
+            *left = version.min(*left);
+        }
+    }
+
+    fn went(&mut self, bytes: u64) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
 }
 
 /// The data of one core; see the file's head.
@@ -182,7 +233,7 @@ impl Store {
             expiring: 0,
             digest: Digest::default(),
             log: ChangeLog::new(log),
-            graves: VecDeque::new(),
+            graves: Graves::default(),
             floor: Version::default(),
             next_expiry: Millis::MAX,
         };
@@ -228,6 +279,10 @@ impl Store {
         let shard = self.config.keyspace.shard(hash);
         debug_assert!(self.config.owned.contains(&shard.0), "a key of another core");
         shard
+    }
+
+    fn state(&self, shard: ShardId) -> &Shard {
+        &self.shards[usize::from(shard.0 - self.config.owned.start)]
     }
 
     #[inline]
@@ -299,7 +354,8 @@ impl Store {
         let Some((hash, key)) = self.doomed.take() else { return };
         let shard = self.shard_of(hash);
         if self.backend.get(shard, hash, &key).is_some_and(|entry| !entry.tombstone && !is_live(&entry, now)) {
-            self.expire(shard, hash, &key, now);
+            // A backend that cannot is asked again by the next read or sweep; readers see nothing either way.
+            let _ = self.expire(shard, hash, &key, now);
         }
     }
 
@@ -340,19 +396,20 @@ impl Store {
     /// Whether the memory limit is reached. What was cleared and is not yet freed makes room first.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        self.is_over() && !self.make_room()
+        let limit = self.config.max_memory;
+        self.is_over(limit) && !self.make_room(limit)
     }
 
     #[inline]
-    fn is_over(&self) -> bool {
-        self.config.max_memory != 0 && self.memory_bytes() as u64 >= self.config.max_memory
+    fn is_over(&self, limit: u64) -> bool {
+        limit != 0 && self.memory_bytes() as u64 >= limit
     }
 
     #[cold]
-    fn make_room(&mut self) -> bool {
-        while self.is_over() {
+    fn make_room(&mut self, limit: u64) -> bool {
+        while self.is_over(limit) {
             if !self.reclaim(RECLAIMED_AT_ONCE) {
-                return !self.is_over();
+                return !self.is_over(limit);
             }
         }
         true
@@ -374,6 +431,52 @@ impl Store {
             return Err(StoreError::OutOfMemory);
         }
         Ok(())
+    }
+
+    /// As [`Store::admit`] for an entry made elsewhere. Replicas fill unevenly: with the same limit the fullest one would
+    /// refuse what the others have taken, and diverge. So these have headroom above it.
+    fn admit_copy(&mut self) -> Result<(), StoreError> {
+        let max = self.config.max_memory;
+        let limit = if self.config.keep_tombstones { max.saturating_add(max / COPY_HEADROOM) } else { max };
+        if self.is_over(limit) && !self.make_room(limit) {
+            self.stats.refused += 1;
+            return Err(StoreError::OutOfMemory);
+        }
+        Ok(())
+    }
+
+    /// The version of a write that happens now and whose data may be stored elsewhere: what [`Store::merge`] takes, here
+    /// and at the other replicas.
+    #[inline]
+    pub fn mint(&mut self, now: Millis) -> Version {
+        self.clock.tick(now)
+    }
+
+    /// Learns of a version that another node made, without an entry: later versions from here are higher.
+    ///
+    /// # Errors
+    /// [`TooFarAhead`]; the clock is as before.
+    #[inline]
+    pub fn observe(&mut self, version: Version, now: Millis) -> Result<(), TooFarAhead> {
+        self.clock.observe(version, now)
+    }
+
+    /// The number of this node in versions from now on: a new one for each life, so that no version names two writes.
+    pub fn set_node(&mut self, node: u16) {
+        self.config.node = node;
+        self.clock.set_node(node);
+    }
+
+    /// What is stored under a key, be it expired or a tombstone.
+    #[inline]
+    pub fn raw(&mut self, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
+        let shard = self.shard_of(hash);
+        self.backend.get(shard, hash, key)
+    }
+
+    /// Calls `look` with what is stored under exactly that hash, expired entries and tombstones included: normally one.
+    pub fn by_hash(&mut self, shard: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
+        self.backend.by_hash(shard, hash, look);
     }
 
     /// Writes an entry that lives until `expires_at` (0 = for ever), whatever was there.
@@ -464,35 +567,54 @@ impl Store {
         let Some(entry) = self.backend.get(shard, hash, key).filter(|entry| !entry.tombstone) else {
             return Ok(false);
         };
-        let live = is_live(&entry, now);
-        self.bury(shard, hash, key, now)?;
-        if !live {
-            self.stats.expired += 1;
+        if is_live(&entry, now) {
+            self.bury(shard, hash, key, now)?;
+            return Ok(true);
         }
-        Ok(live)
+        self.expire(shard, hash, key, now)?;
+        Ok(false)
     }
 
     /// Applies an entry made elsewhere if it is newer than what is here (last writer wins). Tombstones and expired
-    /// entries count like any other.
+    /// entries count like any other. What is absent here and not above the floor is refused.
     ///
     /// # Errors
-    /// [`StoreError::Clock`] for a version from too far in the future; else as [`Store::set`].
+    /// [`StoreError::Clock`] for a version from too far in the future; else as [`Store::set`], but memory has headroom for
+    /// what the other replicas have taken, and tombstones are always taken.
     pub fn merge(&mut self, entry: Entry<'_>, now: Millis) -> Result<Merged, StoreError> {
+        self.apply(entry, now, true)
+    }
+
+    /// As [`Store::merge`] without the floor: for entries that are known not to have been deleted, because their sender
+    /// serves the shard and nobody forgets tombstones meanwhile. It fills a replica that does not serve yet.
+    ///
+    /// # Errors
+    /// As [`Store::merge`].
+    pub fn fill(&mut self, entry: Entry<'_>, now: Millis) -> Result<Merged, StoreError> {
+        self.apply(entry, now, false)
+    }
+
+    fn apply(&mut self, entry: Entry<'_>, now: Millis, floored: bool) -> Result<Merged, StoreError> {
         check(entry.key, entry.value.len())?;
         self.settle(now);
         self.clock.observe(entry.version, now)?;
         let hash = self.locate(entry.key);
         let shard = self.shard_of(hash);
-        if self.backend.get(shard, hash, entry.key).is_some_and(|known| known.version >= entry.version) {
-            return Ok(Merged::Stale);
+        let floor = if floored { self.tombstone_floor(shard) } else { Version::ZERO };
+        match self.backend.get(shard, hash, entry.key) {
+            Some(known) if known.version >= entry.version => return Ok(Merged::Stale),
+            // A tombstone that may be forgotten counts as absent, so that it does not matter how far the purge has come.
+            Some(known) if entry.version <= floor && is_purged(&known, floor) => return Ok(Merged::BelowFloor),
+            None if entry.version <= floor => return Ok(Merged::BelowFloor),
+            _ => {}
         }
-        if !entry.tombstone {
-            self.admit()?;
-        }
-        self.write(hash, entry.key, entry.value, entry.meta())?;
-        if entry.tombstone {
-            self.shard(shard).graves.push_back((hash, entry.version));
-            self.trim_graves(shard)?;
+        let mut meta = entry.meta();
+        meta.tombstone |= self.config.keep_tombstones && !is_live(&entry, now);
+        if meta.tombstone {
+            self.write(hash, entry.key, &[], meta)?;
+        } else {
+            self.admit_copy()?;
+            self.write(hash, entry.key, entry.value, meta)?;
         }
         Ok(Merged::Applied)
     }
@@ -500,8 +622,11 @@ impl Store {
     #[inline]
     fn write(&mut self, hash: KeyHash, key: &[u8], value: &[u8], meta: Meta) -> Result<(), StoreError> {
         let shard = self.shard_of(hash);
-        let old = self.backend.put(shard, hash, key, value, meta)?;
-        self.account(shard, hash, old.map(|old: Old| old.meta), Some(meta));
+        let old = self.backend.put(shard, hash, key, value, meta)?.map(|old: Old| old.meta);
+        self.account(shard, hash, old, Some(meta));
+        if meta.tombstone || old.is_some_and(|old| old.tombstone) {
+            self.account_graves(shard, key, old, Some(meta));
+        }
         Ok(())
     }
 
@@ -512,14 +637,14 @@ impl Store {
         self.stats.writes += 1;
         let shard = self.shard(shard);
         if let Some(old) = old {
-            shard.digest.remove(hash, old, bits);
+            shard.digest.remove(hash, old.version, bits);
             shard.live -= u64::from(!old.tombstone);
-            shard.expiring -= u64::from(old.expires_at != 0);
+            shard.expiring -= u64::from(will_expire(old));
         }
         if let Some(new) = new {
-            shard.digest.add(hash, new, bits);
+            shard.digest.add(hash, new.version, bits);
             shard.live += u64::from(!new.tombstone);
-            if new.expires_at != 0 {
+            if will_expire(new) {
                 shard.expiring += 1;
                 shard.next_expiry = shard.next_expiry.min(new.expires_at);
             }
@@ -528,13 +653,23 @@ impl Store {
         }
     }
 
+    /// Takes note of a tombstone that came, went, or both.
+    #[cold]
+    fn account_graves(&mut self, shard: ShardId, key: &[u8], old: Option<Meta>, new: Option<Meta>) {
+        let graves = &mut self.shard(shard).graves;
+        if let Some(old) = old.filter(|old| old.tombstone) {
+            graves.went(grave_bytes(key, old));
+        }
+        if let Some(new) = new.filter(|new| new.tombstone) {
+            graves.came(new.version, grave_bytes(key, new));
+        }
+    }
+
     /// Removes an entry, leaving a tombstone if they are kept.
     fn bury(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], now: Millis) -> Result<(), StoreError> {
         let version = self.clock.tick(now);
         if self.config.keep_tombstones {
-            self.write(hash, key, &[], Meta { version, expires_at: 0, tombstone: true })?;
-            self.shard(shard).graves.push_back((hash, version));
-            return self.trim_graves(shard);
+            return self.write(hash, key, &[], Meta { version, expires_at: 0, tombstone: true });
         }
         let old = self.backend.remove(shard, hash, key)?;
         self.account(shard, hash, old.map(|old| old.meta), None);
@@ -543,59 +678,127 @@ impl Store {
         Ok(())
     }
 
-    fn trim_graves(&mut self, shard: ShardId) -> Result<(), StoreError> {
-        while self.shard(shard).graves.len() > self.config.tombstone_limit {
-            let (hash, version) = self.shard(shard).graves.pop_front().expect("longer than the limit");
-            self.purge(shard, hash, version)?;
+    /// Removes an expired entry; where tombstones are kept it becomes one, under its own version and in no log: the other
+    /// replicas do the same by themselves.
+    fn expire(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], now: Millis) -> Result<(), StoreError> {
+        if !self.config.keep_tombstones {
+            self.bury(shard, hash, key, now)?;
+        } else if let Some(known) = self.backend.get(shard, hash, key).filter(|known| !known.tombstone) {
+            // The expiry time stays: it says when the tombstone may be forgotten, on all replicas alike.
+            let grave = Meta { tombstone: true, ..known.meta() };
+            self.backend.put(shard, hash, key, &[], grave)?;
+            self.account_graves(shard, key, None, Some(grave));
+            let shard = self.shard(shard);
+            shard.live -= 1;
+            shard.expiring -= 1;
         }
+        self.stats.expired += 1;
         Ok(())
     }
 
-    /// Forgets the tombstone of that hash and version, if it is still there, and raises the floor.
-    fn purge(&mut self, shard: ShardId, hash: KeyHash, version: Version) -> Result<(), StoreError> {
-        let mut key = None;
-        self.backend.visit(shard, hash, 1, &mut |found, entry| {
-            if found == hash && entry.tombstone && entry.version == version {
-                key = Some(entry.key.to_vec());
-            }
-        });
-        if let Some(key) = key {
-            let old = self.backend.remove(shard, hash, &key)?;
-            self.account(shard, hash, old.map(|old| old.meta), None);
-        }
-        let shard = self.shard(shard);
-        shard.floor = shard.floor.max(version);
-        Ok(())
-    }
-
-    /// Forgets the tombstones of a shard that are not newer than `floor`: every replica has agreed to it.
+    /// Raises the floor of a shard and forgets its tombstones, and what had expired, up to there: a slice that looks at about
+    /// `budget` entries from position `from` on (the first slice: from the first hash of the shard or less). To be called only
+    /// when all replicas hold the same up to `floor`, whose time lies so far back that all clocks have passed it.
     ///
     /// # Errors
-    /// [`StoreError::Backend`].
-    pub fn purge_tombstones(&mut self, shard: ShardId, floor: Version) -> Result<usize, StoreError> {
-        let mut purged = 0;
-        while let Some(&(hash, version)) = self.shard(shard).graves.front()
-            && version <= floor
-        {
-            self.shard(shard).graves.pop_front();
-            self.purge(shard, hash, version)?;
-            purged += 1;
+    /// [`StoreError::Backend`]. The slice can be repeated.
+    pub fn purge_below(
+        &mut self,
+        shard: ShardId,
+        floor: Version,
+        from: KeyHash,
+        budget: usize,
+    ) -> Result<Purged, StoreError> {
+        self.doomed = None;
+        let first = self.config.keyspace.first_hash(shard);
+        let state = self.shard(shard);
+        state.floor = state.floor.max(floor);
+        let floor = state.floor;
+        let mut left = match state.graves.round {
+            _ if from <= first => Version::MAX,
+            Some((at, left)) if at == from => left,
+            // Slices that do not follow each other learn nothing about what is left.
+            _ => Version::ZERO,
+        };
+        let mut purged = Purged::default();
+        let mut dead: Vec<(KeyHash, Vec<u8>)> = Vec::new();
+        purged.next = self.backend.visit(shard, from, budget.max(1), &mut |hash, entry| {
+            purged.looked += 1;
+            if is_purged(&entry, floor) {
+                dead.push((hash, entry.key.to_vec()));
+            } else if entry.tombstone {
+                left = left.min(entry.version);
+            }
+        });
+        self.shard(shard).graves.round = None;
+        for (hash, key) in dead {
+            let Some(old) = self.backend.remove(shard, hash, &key)? else { continue };
+            self.forget(shard, hash, &key, old.meta);
+            purged.forgotten += 1;
+        }
+        let graves = &mut self.shard(shard).graves;
+        match purged.next {
+            Some(next) => graves.round = Some((next, left)),
+            None => graves.oldest = graves.oldest.max(left),
         }
         Ok(purged)
     }
 
-    /// The newest version whose tombstone may be forgotten: an entry not newer than this that is absent here may have
-    /// been deleted.
-    pub fn tombstone_floor(&self, shard: ShardId) -> Version {
-        self.shards[usize::from(shard.0 - self.config.owned.start)].floor
+    /// Takes note of an entry that the backend has removed and that leaves no trace.
+    fn forget(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], old: Meta) {
+        let bits = self.config.keyspace.shards.bits();
+        let state = self.shard(shard);
+        state.digest.remove(hash, old.version, bits);
+        state.live -= u64::from(!old.tombstone);
+        state.expiring -= u64::from(will_expire(old));
+        if old.tombstone {
+            state.graves.went(grave_bytes(key, old));
+        } else {
+            self.stats.expired += 1;
+        }
     }
 
-    /// Removes an expired entry. A backend that cannot is asked again by the next read or sweep; readers see nothing either
-    /// way.
-    fn expire(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], now: Millis) -> bool {
-        let gone = self.bury(shard, hash, key, now).is_ok();
-        self.stats.expired += u64::from(gone);
-        gone
+    /// An entry not newer than this that is absent here may have been deleted.
+    pub fn tombstone_floor(&self, shard: ShardId) -> Version {
+        self.state(shard).floor
+    }
+
+    /// Tombstones of a shard.
+    pub fn tombstones(&self, shard: ShardId) -> u64 {
+        self.state(shard).graves.count
+    }
+
+    /// A version that no tombstone of the shard is older than; near the oldest one after each purge. `None` when there are no
+    /// tombstones.
+    pub fn oldest_tombstone(&self, shard: ShardId) -> Option<Version> {
+        let graves = &self.state(shard).graves;
+        (graves.count > 0).then_some(graves.oldest)
+    }
+
+    /// Whether a shard has more tombstones than [`StoreConfig::tombstone_limit`]. They stay until [`Store::purge_below`]: a
+    /// replica that forgot them by itself would take back what was deleted.
+    pub fn wants_purge(&self, shard: ShardId) -> bool {
+        self.tombstones(shard) > self.config.tombstone_limit as u64
+    }
+
+    /// Drops all of a shard that this node no longer holds, as if it had never been here: entries, tombstones, floor and
+    /// change log, whose readers get a gap. Then gives back memory of about `budget` entries; whether there is more to give
+    /// back, by calling again or with [`Store::reclaim`].
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`].
+    pub fn drop_shard(&mut self, shard: ShardId, budget: usize) -> Result<bool, StoreError> {
+        self.doomed = None;
+        let state = self.state(shard);
+        if state.digest.count > 0 || !state.log.is_empty() || state.floor > Version::ZERO {
+            self.backend.clear(shard)?;
+            let state = self.shard(shard);
+            (state.live, state.expiring, state.next_expiry) = (0, 0, Millis::MAX);
+            (state.digest, state.graves, state.floor) = (Digest::default(), Graves::default(), Version::ZERO);
+            let freed = state.log.forget();
+            self.log_bytes -= freed;
+        }
+        Ok(self.reclaim(budget))
     }
 
     /// Removes expired entries: a slice that looks at about `budget` entries. Call again while `more`.
@@ -621,14 +824,17 @@ impl Store {
             }
             let next = self.backend.visit(shard, from, budget - swept.looked, &mut |hash, entry| {
                 swept.looked += 1;
-                if entry.expires_at != 0 && entry.expires_at <= now {
+                if !will_expire(entry.meta()) {
+                    return;
+                }
+                if entry.expires_at <= now {
                     expired.push((hash, entry.key.to_vec()));
-                } else if entry.expires_at != 0 {
+                } else {
                     earliest = earliest.min(entry.expires_at);
                 }
             });
             for (hash, key) in expired.drain(..) {
-                if self.expire(shard, hash, &key, now) {
+                if self.expire(shard, hash, &key, now).is_ok() {
                     swept.expired += 1;
                 } else {
                     earliest = earliest.min(now);
@@ -720,12 +926,30 @@ impl Store {
 
     /// What the shard holds, for comparing with a replica's.
     pub fn digest(&self, shard: ShardId) -> Digest {
-        self.shards[usize::from(shard.0 - self.config.owned.start)].digest
+        self.state(shard).digest
+    }
+
+    /// Adds to `digest` the entries with versions up to `until`: a slice of about `budget` entries from position `from` on;
+    /// the position to go on from, `None` at the shard's end.
+    pub fn digest_until(
+        &mut self,
+        shard: ShardId,
+        until: Version,
+        from: KeyHash,
+        budget: usize,
+        digest: &mut Digest,
+    ) -> Option<KeyHash> {
+        let bits = self.config.keyspace.shards.bits();
+        self.backend.visit(shard, from, budget.max(1), &mut |hash, entry| {
+            if entry.version <= until {
+                digest.add(hash, entry.version, bits);
+            }
+        })
     }
 
     /// Recent changes of a shard.
     pub fn change_log(&self, shard: ShardId) -> &ChangeLog {
-        &self.shards[usize::from(shard.0 - self.config.owned.start)].log
+        &self.state(shard).log
     }
 
     /// Deletes everything that can be read. The memory comes back with [`Store::reclaim`].
@@ -741,18 +965,22 @@ impl Store {
                 let mut keys = Vec::new();
                 self.backend.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| {
                     if !entry.tombstone {
-                        keys.push((hash, entry.key.to_vec()));
+                        keys.push((hash, entry.key.to_vec(), is_live(&entry, now)));
                     }
                 });
-                for (hash, key) in keys {
-                    self.bury(shard, hash, &key, now)?;
+                for (hash, key, live) in keys {
+                    if live {
+                        self.bury(shard, hash, &key, now)?;
+                    } else {
+                        self.expire(shard, hash, &key, now)?;
+                    }
                 }
                 continue;
             }
             self.backend.clear(shard)?;
             let version = self.clock.tick(now);
             let shard = self.shard(shard);
-            shard.digest = Digest::default();
+            (shard.digest, shard.graves) = (Digest::default(), Graves::default());
             (shard.live, shard.expiring, shard.next_expiry) = (0, 0, Millis::MAX);
             shard.floor = version;
         }
@@ -780,7 +1008,8 @@ impl Store {
         StoreStats {
             keys: self.len(),
             expiring: self.shards.iter().map(|s| s.expiring).sum(),
-            tombstones: self.backend.len() as u64 - self.shards.iter().map(|s| s.live).sum::<u64>(),
+            tombstones: self.shards.iter().map(|s| s.graves.count).sum(),
+            tombstone_bytes: self.shards.iter().map(|s| s.graves.bytes).sum(),
             change_log: self.shards.iter().map(|s| s.log.len() as u64).sum(),
             memory_bytes: self.memory_bytes() as u64,
             ..self.stats
@@ -798,10 +1027,17 @@ impl Store {
             let shard = ShardId(self.config.owned.start + at as u16);
             let (mut digest, mut live, mut expiring) = (Digest::default(), 0, 0);
             let mut earliest = Millis::MAX;
+            let (mut graves, mut grave_size, mut oldest) = (0, 0, Version::MAX);
             self.backend.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| {
-                digest.add(hash, entry.meta(), bits);
+                digest.add(hash, entry.version, bits);
                 live += u64::from(!entry.tombstone);
-                if entry.expires_at != 0 {
+                if entry.tombstone {
+                    assert!(entry.value.is_empty(), "{shard:?}: a tombstone with a value");
+                    graves += 1;
+                    grave_size += entry.footprint() as u64;
+                    oldest = oldest.min(entry.version);
+                }
+                if will_expire(entry.meta()) {
                     expiring += 1;
                     earliest = earliest.min(entry.expires_at);
                 }
@@ -810,7 +1046,8 @@ impl Store {
             assert_eq!((known.digest, known.live, known.expiring), (digest, live, expiring), "{shard:?}");
             let swept_now = self.sweep_at.0 == at && self.sweep_at.1 != KeyHash(0);
             assert!(swept_now || known.next_expiry <= earliest, "{shard:?}: the sweep would skip an entry");
-            assert!(known.graves.len() <= self.config.tombstone_limit);
+            assert_eq!((known.graves.count, known.graves.bytes), (graves, grave_size), "{shard:?}");
+            assert!(graves == 0 || known.graves.oldest <= oldest, "{shard:?}: an older tombstone than said");
         }
     }
 }
@@ -818,6 +1055,24 @@ impl Store {
 #[inline]
 fn is_live(entry: &Entry<'_>, now: Millis) -> bool {
     !entry.tombstone && (entry.expires_at == 0 || entry.expires_at > now)
+}
+
+/// Whether it is an entry that an expiry ends. A tombstone may have an expiry time too: its entry's.
+#[inline]
+fn will_expire(meta: Meta) -> bool {
+    meta.expires_at != 0 && !meta.tombstone
+}
+
+/// Whether nobody needs an entry any more when all replicas have agreed up to `floor`: a deleted one, or one that had
+/// expired by then, be it a tombstone already or not. Says the same on all replicas.
+fn is_purged(entry: &Entry<'_>, floor: Version) -> bool {
+    let over = if entry.expires_at == 0 { entry.tombstone } else { entry.expires_at <= floor.hlc.millis() };
+    over && entry.version <= floor
+}
+
+fn grave_bytes(key: &[u8], meta: Meta) -> u64 {
+    let Meta { version, expires_at, tombstone } = meta;
+    Entry { key, value: &[], version, expires_at, tombstone }.footprint() as u64
 }
 
 #[inline]
@@ -1010,19 +1265,37 @@ mod tests {
     }
 
     #[test]
-    fn tombstones_are_bounded_and_the_floor_tells_what_was_forgotten() {
+    fn a_purge_forgets_tombstones_in_slices_and_the_floor_refuses_what_they_covered() {
         let mut store = store(StoreConfig { keep_tombstones: true, tombstone_limit: 10, ..StoreConfig::default() });
-        for n in 0..100 {
+        for n in 0..1000 {
             store.put(&format!("{{tag}}{n}"), "v", 0, n);
             store.del(&format!("{{tag}}{n}"), n);
         }
-        let hash = store.locate(b"{tag}");
-        let shard = store.keyspace().shard(hash);
-        assert_eq!(store.stats().tombstones, 10);
-        assert_eq!(store.tombstone_floor(shard).hlc.millis(), 89);
-        let all = Version { hlc: Hlc(u64::MAX), node: 0 };
-        assert_eq!(store.purge_tombstones(shard, all), Ok(10));
-        assert_eq!(store.stats().tombstones, 0);
+        // Older than all: tombstones come in any order.
+        let early = Version { hlc: Hlc::new(0, 0), node: 7 };
+        store.merge(Entry { key: b"{tag}late", value: b"", version: early, expires_at: 0, tombstone: true }, 9).unwrap();
+        let shard = store.keyspace().shard(store.locate(b"{tag}"));
+        assert_eq!((store.tombstones(shard), store.oldest_tombstone(shard)), (1001, Some(early)));
+        assert!(store.wants_purge(shard), "beyond the limit, and still there");
+
+        let floor = Version { hlc: Hlc::new(899, u16::MAX), node: 0 };
+        let (mut from, mut forgotten, mut slices) = (Some(KeyHash(0)), 0, 0);
+        while let Some(at) = from {
+            let purged = store.purge_below(shard, floor, at, 100).unwrap();
+            assert!(purged.looked <= 100, "{purged:?}");
+            (from, forgotten, slices) = (purged.next, forgotten + purged.forgotten, slices + 1);
+            // A late write from before is refused wherever the purge is.
+            let version = Version { hlc: Hlc::new(899, 0), node: 7 };
+            let late = Entry { key: b"{tag}5", value: b"v", version, expires_at: 0, tombstone: false };
+            assert_eq!(store.merge(late, 1000), Ok(Merged::BelowFloor));
+            store.invariants();
+        }
+        assert_eq!((forgotten, slices), (901, 11));
+        assert_eq!((store.tombstones(shard), store.tombstone_floor(shard)), (100, floor));
+        assert_eq!(store.oldest_tombstone(shard).unwrap().hlc.millis(), 900);
+        store.purge_below(shard, Version { hlc: Hlc::new(1000, 0), node: 0 }, KeyHash(0), usize::MAX).unwrap();
+        assert_eq!((store.stats().tombstones, store.stats().tombstone_bytes), (0, 0));
+        assert_eq!(store.oldest_tombstone(shard), None);
         store.invariants();
     }
 

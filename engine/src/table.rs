@@ -328,6 +328,15 @@ impl Table {
         }
     }
 
+    /// Calls `look` with the records of exactly that hash.
+    pub(crate) fn by_hash(&self, hash: KeyHash, look: &mut dyn FnMut(&Record)) {
+        let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return };
+        let buckets = self.segments[pointer.segment as usize].buckets();
+        let (mask, home) = (pointer.mask as usize, hash.0 as usize & pointer.mask as usize);
+        let probed = (0..PROBES.min(mask + 1)).flat_map(|probe| buckets[(home + probe) & mask].slots.iter().flatten());
+        probed.chain(&self.crowd).filter(|record| self.keyspace.locate(record.key()) == hash).for_each(look);
+    }
+
     /// Takes the record of a key out.
     pub(crate) fn remove(&mut self, hash: KeyHash, key: &[u8]) -> Option<Record> {
         let place = self.locate(hash, key)?;
