@@ -174,6 +174,22 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// The connection that this is about, if it is about one.
+    pub fn conn(&self) -> Option<ConnId> {
+        match self {
+            Event::Accepted { conn, .. }
+            | Event::Connected { conn }
+            | Event::Data { conn, .. }
+            | Event::Sent { conn, .. }
+            | Event::Eof { conn }
+            | Event::Detached { conn, .. }
+            | Event::Closed { conn, .. } => Some(*conn),
+            Event::Readable { .. } => None,
+        }
+    }
+}
+
 /// What a ring has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingCounters {
