@@ -39,4 +39,5 @@
 
 pub mod ids;
 pub mod map;
+pub mod membership;
 pub mod quorum;

@@ -1,0 +1,1 @@
+//! Whole clusters of the machine, in virtual time.
