@@ -37,7 +37,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod coordinator;
+pub mod hints;
 pub mod ids;
 pub mod map;
 pub mod membership;
+pub mod outbox;
+pub mod planner;
+pub mod planted;
 pub mod quorum;
+pub mod replica;
+pub mod shards;
+pub mod wire;

@@ -241,7 +241,8 @@ pub enum Transition {
         /// Which.
         node: NodeNo,
     },
-    /// What no live replica holds is given up: filling replicas count as they are.
+    /// What no live replica holds is given up: filling replicas count as they are, slots of lives that are over go (but the
+    /// last), and a move ends where it is. So it leads out of every stage.
     AcceptLoss,
 }
 
@@ -518,6 +519,8 @@ impl Map {
             }
             _ => {}
         }
+        let is_lost = |no: &NodeNo| !is_present(self, *no);
+        let lost: Vec<NodeNo> = placement.written().filter(is_lost).collect();
         let placement = &mut self.placements[shard];
         match transition {
             Transition::Replace { .. } => unreachable!("done above"),
@@ -539,6 +542,13 @@ impl Map {
                 _ => return Ok(false),
             },
             Transition::AcceptLoss => {
+                if placement.stage == Stage::ReadNew {
+                    placement.replicas = placement.new_set();
+                }
+                placement.normal(epoch);
+                if placement.replicas.iter().any(|r| !lost.contains(&r.node)) {
+                    placement.replicas.retain(|r| !lost.contains(&r.node));
+                }
                 placement.replicas.iter_mut().for_each(|r| r.filling = false);
                 placement.losses += 1;
             }

@@ -1,0 +1,69 @@
+//! Bugs on purpose: what the protocols would be without one of their rules.
+//!
+//! A checker that has never found anything may be blind. With the feature `planted` a machine can be told to break one
+//! rule, and the simulator must notice. Without the feature every question here is answered by a constant, so none of
+//! this is in a node.
+
+/// A rule to be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A filling replica counts and is read: a quorum forgets.
+    FillingVotes,
+    /// A replica serves any shard epoch.
+    AnyEpoch,
+    /// A read answers before what it saw is on a quorum.
+    NoBlockingRepair,
+    /// An expired entry is dropped at once, without its tombstone.
+    ExpiredDropped,
+    /// A purge without a fence before it.
+    PurgeWithoutFence,
+    /// What is sent again gets a new version.
+    AgainWithNewVersion,
+    /// A move writes to the new set only.
+    WriteNewOnly,
+    /// A move is over before the old set has heard of it.
+    HastyMove,
+    /// A hint counts as a replica.
+    HintCounts,
+    /// Versions from the far future are taken.
+    AnyFuture,
+    /// A full sync clears what was there.
+    SyncClears,
+    /// One source is enough to fill a replica.
+    OneSource,
+    /// A restarted node keeps the place of its former life.
+    SameLife,
+    /// A change of voters needs the majority of the union, not of both sets.
+    JointUnion,
+    /// A voter forgets its promises in a restart.
+    VoterForgets,
+    /// Deletes leave no tombstone.
+    NoTombstones,
+}
+
+/// Which rule is broken, if any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planted {
+    #[cfg(feature = "planted")]
+    bug: Option<Bug>,
+}
+
+impl Planted {
+    /// That rule is broken.
+    #[cfg(feature = "planted")]
+    pub fn with(bug: Bug) -> Planted {
+        Planted { bug: Some(bug) }
+    }
+
+    /// Whether that rule is broken.
+    #[inline]
+    pub(crate) fn has(self, bug: Bug) -> bool {
+        #[cfg(feature = "planted")]
+        return self.bug == Some(bug);
+        #[cfg(not(feature = "planted"))]
+        {
+            let _ = bug;
+            false
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What a replica does with a question about one of its shards.
+//!
+//! It answers from its store or refuses, at once and alone: it waits for nobody and remembers nothing of the question.
+//!
+//! Contract: a question is served only in the shard epoch that this node has adopted, so all answers of a quorum belong to
+//! one epoch. A replica that is being filled stores what it is sent and answers no read: what it lacks would be read as
+//! absence. Answers are bounded by [`ANSWER_BYTES`], whatever was asked for.
+
+use gridkv_engine::digest::{Digest, LEAVES};
+use gridkv_engine::hash::KeyHash;
+use gridkv_engine::hlc::Version;
+use gridkv_engine::record::Entry;
+use gridkv_engine::store::{Merged, StoreError};
+
+use crate::ids::NodeNo;
+use crate::outbox::Class;
+use crate::planted::Bug;
+use crate::shards::Context;
+use crate::wire::{Ask, Item, Message, Stored, Why, pack, pack_item};
+
+/// Bytes of entries in one answer, about; the entry that crosses it is still in.
+pub const ANSWER_BYTES: usize = 256 << 10;
+/// Entries that one answer looks at, at most.
+const ANSWER_ENTRIES: usize = 4096;
+
+/// Questions answered and refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStats {
+    /// Writes stored, or known already.
+    pub writes: u64,
+    /// Reads answered.
+    pub reads: u64,
+    /// Questions refused because their shard epoch was not this node's.
+    pub refused_epoch: u64,
+    /// Questions refused for other reasons.
+    pub refused: u64,
+    /// Bytes of entries sent to replicas that are filled or repaired.
+    pub sent_bytes: u64,
+}
+
+/// Answers one question. False when it is not a question.
+pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, message: &Message<'_>) -> bool {
+    let ask = message.ask();
+    match message {
+        Message::Write(..)
+        | Message::Read(..)
+        | Message::Digest(_)
+        | Message::List(..)
+        | Message::Fetch(..)
+        | Message::Stream(..)
+        | Message::Fence(..)
+        | Message::Purge(..) => {}
+        _ => return false,
+    }
+    if let Err((why, epoch)) = admit(cx, &ask, message) {
+        match why {
+            Why::Stale | Why::Behind => stats.refused_epoch += 1,
+            _ => stats.refused += 1,
+        }
+        refuse(cx, from, ask, why, epoch);
+        return true;
+    }
+    match *message {
+        Message::Write(_, stored) => match cx.store.merge(stored.entry, cx.now.wall) {
+            Ok(Merged::Applied | Merged::Stale) => {
+                stats.writes += 1;
+                cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
+            }
+            Ok(Merged::BelowFloor) => refuse(cx, from, ask, Why::BelowFloor, ask.epoch),
+            Err(error) => refuse(cx, from, ask, why_not(&error), ask.epoch),
+        },
+        Message::Read(_, hash, key, whole) => {
+            stats.reads += 1;
+            let found = cx.store.raw(hash, key).map(|entry| {
+                let value = if whole { entry.value } else { &[] };
+                Stored { hash, entry: Entry { key: &[], value, ..entry } }
+            });
+            // Whether the value is there is told by the flag that the question had.
+            let ask = Ask { left_ms: u32::from(whole), ..ask };
+            cx.out.send(&[from], Class::Answer, &Message::Found(ask, found));
+        }
+        Message::Digest(_) => {
+            let digest = cx.store.digest(ask.shard);
+            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest));
+        }
+        Message::List(_, at, leaves) => list(cx, from, ask, at, leaves),
+        Message::Fetch(_, hashes) => {
+            let mut bytes = Vec::new();
+            for hash in hashes.iter().take(ANSWER_ENTRIES) {
+                if cx.view.shard(hash) == ask.shard && bytes.len() < ANSWER_BYTES {
+                    cx.store.by_hash(ask.shard, hash, &mut |entry| pack(&mut bytes, hash, &entry));
+                }
+            }
+            stats.sent_bytes += bytes.len() as u64;
+            cx.out.send(&[from], Class::Background, &Message::Entries(ask, None, Message::packed(&bytes)));
+        }
+        Message::Stream(_, at) => stream(cx, stats, from, ask, at),
+        Message::Fence(_, until) => {
+            let digest = digest_until(cx, &ask, until);
+            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest));
+        }
+        Message::Purge(_, until) => {
+            let mut at = Some(cx.view.keyspace().first_hash(ask.shard));
+            while let Some(from) = at {
+                at = cx.store.purge_below(ask.shard, until, from, ANSWER_ENTRIES).ok().and_then(|purged| purged.next);
+            }
+            cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
+        }
+        _ => unreachable!("looked at above"),
+    }
+    true
+}
+
+/// Whether this node may answer now; if not, why, and its own epoch of the shard.
+fn admit(cx: &Context<'_>, ask: &Ask, message: &Message<'_>) -> Result<(), (Why, u64)> {
+    if !cx.view.owned.contains(&ask.shard.0) {
+        return Err((Why::NotHere, 0));
+    }
+    let placement = cx.view.map.placement(ask.shard);
+    let epoch = placement.epoch;
+    if !cx.planted.has(Bug::AnyEpoch) {
+        if ask.epoch < epoch {
+            return Err((Why::Stale, epoch));
+        }
+        if ask.epoch > epoch {
+            return Err((Why::Behind, epoch));
+        }
+    }
+    if !placement.names(cx.view.me) {
+        return Err((Why::NotHere, epoch));
+    }
+    let stores = matches!(message, Message::Write(..));
+    if !stores && placement.is_filling(cx.view.me) && !cx.planted.has(Bug::FillingVotes) {
+        return Err((Why::Filling, epoch));
+    }
+    if let Message::Write(_, stored) = message
+        && cx.view.shard(stored.hash) != ask.shard
+    {
+        return Err((Why::Broken, epoch));
+    }
+    Ok(())
+}
+
+fn refuse(cx: &mut Context<'_>, from: NodeNo, ask: Ask, why: Why, epoch: u64) {
+    if why == Why::Behind {
+        cx.out.want_map(ask.epoch);
+    }
+    cx.out.send(&[from], Class::Answer, &Message::Refused(Ask { epoch, ..ask }, why));
+}
+
+pub(crate) fn why_not(error: &StoreError) -> Why {
+    match error {
+        StoreError::OutOfMemory => Why::Full,
+        StoreError::Clock(_) => Why::Ahead,
+        _ => Why::Broken,
+    }
+}
+
+/// The leaf of a hash in the digest of its shard.
+pub(crate) fn leaf_of(cx: &Context<'_>, hash: KeyHash) -> usize {
+    let bits = cx.view.keyspace().shards.bits();
+    (hash.0 << bits >> 60) as usize % LEAVES
+}
+
+fn list(cx: &mut Context<'_>, from: NodeNo, ask: Ask, at: KeyHash, leaves: u16) {
+    let mut bytes = Vec::new();
+    let bits = cx.view.keyspace().shards.bits();
+    let keyspace = cx.view.keyspace();
+    let next = cx.store.snapshot(ask.shard, at, ANSWER_ENTRIES, &mut |entry| {
+        let hash = keyspace.locate(entry.key);
+        let leaf = (hash.0 << bits >> 60) as usize % LEAVES;
+        if leaves >> leaf & 1 == 1 {
+            pack_item(&mut bytes, Item { hash, version: entry.version });
+        }
+    });
+    cx.out.send(&[from], Class::Background, &Message::Listed(ask, next, Message::items(&bytes)));
+}
+
+fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask, at: KeyHash) {
+    let mut bytes = Vec::new();
+    let keyspace = cx.view.keyspace();
+    let mut next = Some(at);
+    let mut looked = 0;
+    // A few entries at a time, so that large values do not make a large answer.
+    while let Some(at) = next
+        && bytes.len() < ANSWER_BYTES
+        && looked < ANSWER_ENTRIES
+    {
+        looked += STREAM_STEP;
+        next = cx.store.snapshot(ask.shard, at, STREAM_STEP, &mut |entry| {
+            pack(&mut bytes, keyspace.locate(entry.key), &entry);
+        });
+    }
+    stats.sent_bytes += bytes.len() as u64;
+    cx.out.send(&[from], Class::Background, &Message::Entries(ask, next, Message::packed(&bytes)));
+}
+
+const STREAM_STEP: usize = 16;
+
+fn digest_until(cx: &mut Context<'_>, ask: &Ask, until: Version) -> Digest {
+    let mut digest = Digest::default();
+    let mut at = Some(cx.view.keyspace().first_hash(ask.shard));
+    while let Some(from) = at {
+        at = cx.store.digest_until(ask.shard, until, from, ANSWER_ENTRIES, &mut digest);
+    }
+    digest
+}

@@ -1,0 +1,355 @@
+//! The machines of one core: the operations it coordinates and the replicas it holds.
+//!
+//! The hub routes, it decides nothing: each input has one arm and each machine its own file.
+//!
+//! ```text
+//!    client operations ──▶ coordinator ──┐                 ┌──▶ messages to peers
+//!    messages of peers ──▶ replica ──────┼──▶  Outbox  ────┼──▶ ends of operations
+//!                      ──▶ fill, repair ─┤                 └──▶ shards that became complete
+//!    map, who is alive ──▶ all ──────────┘
+//! ```
+//!
+//! The data is the engine's [`Store`], lent with every input. Time comes in as [`Now`]. So the same bytes run in a node and
+//! in the simulator.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use gridkv_engine::Millis;
+use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount, ShardId};
+use gridkv_engine::store::Store;
+
+use crate::coordinator::{self, Coordinator, CoordinatorStats};
+use crate::hints::{self, HINT, HintStats, Hints};
+use crate::ids::{NodeNo, Now};
+use crate::map::{Map, Placement};
+use crate::outbox::{Failure, Outbox, Outcome};
+use crate::planted::Planted;
+use crate::quorum::Level;
+use crate::replica::{self, ReplicaStats};
+use crate::wire::{Ask, Message, Why};
+
+/// What a core knows of its cluster.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// This life of this node; 0 before it is admitted.
+    pub me: NodeNo,
+    /// The map that this core has adopted.
+    pub map: Arc<Map>,
+    /// Who can be reached, this node included.
+    pub alive: BTreeSet<NodeNo>,
+    /// The shards of this core.
+    pub owned: Range<u16>,
+}
+
+impl View {
+    /// How keys map to shards.
+    pub fn keyspace(&self) -> Keyspace {
+        let shards = ShardCount::new(self.map.placements.len() as u32).expect("a checked map has a valid number");
+        Keyspace { seed: self.map.seed, shards }
+    }
+
+    /// The shard of a hash.
+    pub fn shard(&self, hash: KeyHash) -> ShardId {
+        ShardId((hash.0 >> (64 - self.map.placements.len().trailing_zeros())) as u16)
+    }
+
+    /// Who holds the shard of a hash.
+    pub fn placement_of(&self, hash: KeyHash) -> &Placement {
+        self.map.placement(self.shard(hash))
+    }
+
+    /// Whether a node can be reached.
+    pub fn is_alive(&self, node: NodeNo) -> bool {
+        self.alive.contains(&node)
+    }
+}
+
+/// What a machine is lent for one input.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Now,
+    pub(crate) store: &'a mut Store,
+    pub(crate) view: &'a View,
+    pub(crate) hints: &'a mut Hints,
+    pub(crate) planted: Planted,
+    pub(crate) out: &'a mut Outbox,
+}
+
+/// A request that a peer wants this core to run as the orderer of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderRequest {
+    /// Who asks.
+    pub from: NodeNo,
+    /// Its question; handed back with the answer.
+    pub ask: Ask,
+    /// Hash of its first key.
+    pub hash: KeyHash,
+    /// What to run.
+    pub request: Vec<u8>,
+}
+
+/// Bounds of a core's machines.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Of its operations.
+    pub coordinator: coordinator::Limits,
+    /// Of its hints.
+    pub hints: hints::Limits,
+}
+
+/// Counters of a core's machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Of its operations.
+    pub coordinator: CoordinatorStats,
+    /// Of its replicas.
+    pub replica: ReplicaStats,
+    /// Of its hints.
+    pub hints: HintStats,
+}
+
+/// The machines of one core.
+#[derive(Debug)]
+pub struct Shards {
+    view: View,
+    coordinator: Coordinator,
+    hints: Hints,
+    replica: ReplicaStats,
+    orders: Vec<OrderRequest>,
+    planted: Planted,
+}
+
+/// Splits the hub into a machine and what it is lent.
+macro_rules! lend {
+    ($self:ident, $now:expr, $store:expr, $out:expr) => {
+        Context {
+            now: $now,
+            store: $store,
+            view: &$self.view,
+            hints: &mut $self.hints,
+            planted: $self.planted,
+            out: $out,
+        }
+    };
+}
+
+/// Requests of peers to this core as an orderer that wait for the driver, at most.
+const MAX_ORDERS: usize = 4096;
+
+impl Shards {
+    /// The machines of a core that owns these shards. Until [`Shards::on_map`] brings a map that names this node, client
+    /// operations fail with [`Failure::NotAdmitted`].
+    pub fn new(owned: Range<u16>, map: Arc<Map>, limits: Limits, planted: Planted) -> Shards {
+        Shards {
+            view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned },
+            coordinator: Coordinator::new(limits.coordinator),
+            hints: Hints::new(limits.hints),
+            replica: ReplicaStats::default(),
+            orders: Vec::new(),
+            planted,
+        }
+    }
+
+    /// What this core knows of the cluster.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> ShardStats {
+        ShardStats { coordinator: self.coordinator.stats(), replica: self.replica, hints: self.hints.stats() }
+    }
+
+    /// Writes an entry; `None` deletes it without looking. Ends as [`Outcome::Written`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn write(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        token: u64,
+        key: (KeyHash, &[u8]),
+        value: Option<&[u8]>,
+        expires_at: Millis,
+        level: Level,
+        out: &mut Outbox,
+    ) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.write(cx, token, key, value, expires_at, level);
+    }
+
+    /// Reads a key. Ends as [`Outcome::Found`].
+    pub fn read(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        token: u64,
+        (hash, key): (KeyHash, &[u8]),
+        level: Level,
+        out: &mut Outbox,
+    ) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.read(cx, token, hash, key, level);
+    }
+
+    /// Deletes a key. Ends as [`Outcome::Deleted`].
+    pub fn delete(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        token: u64,
+        (hash, key): (KeyHash, &[u8]),
+        level: Level,
+        out: &mut Outbox,
+    ) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.delete(cx, token, hash, key, level);
+    }
+
+    /// Who orders the commands of this hash's shard.
+    ///
+    /// # Errors
+    /// [`Failure::NoOrderer`] when it cannot be reached or is being filled.
+    pub fn orderer(&self, hash: KeyHash) -> Result<NodeNo, Failure> {
+        let shard = self.view.shard(hash).0;
+        let orderer = self.view.placement_of(hash).orderer();
+        orderer.filter(|&no| no == self.view.me || self.view.is_alive(no)).ok_or(Failure::NoOrderer { shard })
+    }
+
+    /// Brings these keys up to date in this core's store for a command that this node orders. Ends as [`Outcome::Ready`]:
+    /// then the driver runs the command on the store at once and calls [`Shards::commit`] with the keys that it changed.
+    ///
+    /// The keys must be of one shard, and this node its orderer: see [`Shards::orderer`].
+    pub fn prepare(&mut self, now: Now, store: &mut Store, token: u64, keys: &[(KeyHash, &[u8])], out: &mut Outbox) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.prepare(cx, token, keys);
+    }
+
+    /// Stores what an ordered command left under these keys on the other replicas. Ends as [`Outcome::Ready`].
+    pub fn commit(&mut self, now: Now, store: &mut Store, token: u64, keys: &[(KeyHash, &[u8])], out: &mut Outbox) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.commit(cx, token, keys);
+    }
+
+    /// Sends a request to the orderer of its shard. Ends as [`Outcome::Ordered`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        token: u64,
+        hash: KeyHash,
+        request: &[u8],
+        to: NodeNo,
+        out: &mut Outbox,
+    ) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.forward(cx, token, hash, request, to);
+    }
+
+    /// Requests that peers want this core to run as an orderer; each must be answered with [`Shards::answer_order`].
+    pub fn take_orders(&mut self) -> Vec<OrderRequest> {
+        std::mem::take(&mut self.orders)
+    }
+
+    /// Answers a request of [`Shards::take_orders`]; `Err` when it was not run at all.
+    pub fn answer_order(&mut self, from: NodeNo, ask: Ask, answer: Result<&[u8], Why>, out: &mut Outbox) {
+        let message = match answer {
+            Ok(bytes) => Message::Ordered(ask, bytes),
+            Err(why) => Message::Refused(ask, why),
+        };
+        out.send(&[from], crate::outbox::Class::Answer, &message);
+    }
+
+    /// A message came from a peer.
+    pub fn on_message(&mut self, now: Now, store: &mut Store, from: NodeNo, message: &Message<'_>, out: &mut Outbox) {
+        let cx = &mut lend!(self, now, store, out);
+        if replica::serve(cx, &mut self.replica, from, message) {
+            return;
+        }
+        let ask = message.ask();
+        if ask.shard.index() >= cx.view.map.placements.len() {
+            return;
+        }
+        match *message {
+            Message::Wrote(ask) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, true),
+            Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
+            Message::Found(ask, found) => self.coordinator.on_found(cx, from, ask, found, ask.left_ms == 1),
+            Message::Ordered(ask, answer) => self.coordinator.on_ordered(cx, from, ask, answer),
+            Message::Refused(ask, why) if ask.op & HINT != 0 => {
+                // A hint that met another epoch waits for the next look at the map.
+                if !matches!(why, Why::Stale | Why::Behind | Why::Full | Why::Busy) {
+                    cx.hints.on_answer(from, ask.op, false);
+                }
+            }
+            Message::Refused(ask, why) => self.coordinator.on_refused(cx, from, ask, why),
+            Message::Order(ask, hash, request) => {
+                let why = match () {
+                    _ if !cx.view.owned.contains(&ask.shard.0) => Some(Why::NotHere),
+                    _ if cx.view.placement_of(hash).epoch > ask.epoch => Some(Why::Stale),
+                    _ if cx.view.placement_of(hash).epoch < ask.epoch => Some(Why::Behind),
+                    _ if cx.view.placement_of(hash).orderer() != Some(cx.view.me) => Some(Why::NotHere),
+                    _ if self.orders.len() >= MAX_ORDERS => Some(Why::Busy),
+                    _ => None,
+                };
+                match why {
+                    None => self.orders.push(OrderRequest { from, ask, hash, request: request.to_vec() }),
+                    Some(why) => {
+                        let epoch = cx.view.map.placement(ask.shard).epoch;
+                        self.answer_order(from, Ask { epoch, ..ask }, Err(why), out);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// This core adopts a map. `me` is this node's present life.
+    pub fn on_map(&mut self, now: Now, store: &mut Store, map: Arc<Map>, me: NodeNo, out: &mut Outbox) {
+        if map.epoch <= self.view.map.epoch && self.view.me == me {
+            return;
+        }
+        self.view.map = map;
+        self.view.me = me;
+        store.set_node(me.0);
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.on_map(cx);
+    }
+
+    /// Who can be reached has changed.
+    pub fn on_alive(&mut self, now: Now, store: &mut Store, alive: BTreeSet<NodeNo>, out: &mut Outbox) {
+        let away: Vec<NodeNo> = self.view.alive.difference(&alive).copied().collect();
+        self.view.alive = alive;
+        let cx = &mut lend!(self, now, store, out);
+        for node in away {
+            self.coordinator.on_away(cx, node);
+        }
+        cx.deliver_hints();
+    }
+
+    /// When to call [`Shards::on_deadline`], if nothing else happens.
+    pub fn next_deadline(&self, now: Now) -> Option<Millis> {
+        [self.coordinator.next_deadline(), self.hints.next_deadline(now.mono)].into_iter().flatten().min()
+    }
+
+    /// Time has passed.
+    pub fn on_deadline(&mut self, now: Now, store: &mut Store, out: &mut Outbox) {
+        let cx = &mut lend!(self, now, store, out);
+        self.coordinator.on_deadline(cx);
+        cx.deliver_hints();
+    }
+
+    /// Whether everything that is counted is there, and everything bounded within its bounds.
+    pub fn invariants(&self) {
+        self.coordinator.invariants();
+        self.hints.invariants();
+        assert!(self.orders.len() <= MAX_ORDERS, "orders are bounded");
+    }
+}
+
+impl Outbox {
+    /// Ends an operation before it began.
+    pub fn fail(&mut self, token: u64, failure: Failure) {
+        self.done(token, Outcome::Failed(failure));
+    }
+}
