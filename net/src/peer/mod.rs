@@ -40,6 +40,7 @@ mod hello;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -466,6 +467,25 @@ impl Links {
         self.counters
     }
 
+    /// Checks what must hold between two calls.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn invariants(&self) {
+        let waiting = self.slots.iter().flat_map(|slot| &slot.link).filter(|link| link.stage == Stage::Awaiting);
+        assert_eq!(waiting.count(), self.awaiting, "strangers are counted");
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Some(link) = &slot.link else { continue };
+            let id = LinkId { index: index as u32, generation: slot.generation };
+            assert_eq!(link.conn.is_none(), link.stage == Stage::Resting, "only a resting link has no connection");
+            assert!(link.conn.is_none_or(|conn| self.link_of(conn) == Some(id)), "a connection knows its link");
+            assert!(link.target.is_none_or(|to| self.targets.get(&to) == Some(&id)), "a target knows its link");
+            assert!(link.stage == Stage::Up || link.peer.is_none(), "a peer is known while a link stands");
+            let timed = !matches!(link.stage, Stage::Leaving(_)) && !link.marked;
+            assert!(!timed || self.deadline.is_some(), "whatever waits has a deadline");
+        }
+    }
+
     /// Whether an event of the ring is about a link, and so goes to [`Links::on_event`].
     pub fn owns(&self, event: &Event<'_>) -> bool {
         match event {
@@ -800,6 +820,9 @@ impl Links {
         let mut reader = std::mem::take(&mut link.reader);
         loop {
             let stage = self.get(id).expect("checked below").stage;
+            if stage == Stage::Up {
+                reader.set_max(max_frame);
+            }
             match reader.next(&mut bytes) {
                 Ok(None) => break,
                 Ok(Some((kind, body))) => match (stage, kind) {
@@ -813,10 +836,7 @@ impl Links {
                         self.down(port, id, FrameError::Early.into(), peers);
                     }
                     (Stage::Awaiting, Kind::Hello) => self.on_hello(port, id, body, peers),
-                    (Stage::Greeting, Kind::Welcome) => {
-                        self.on_welcome(port, id, body, peers);
-                        reader.set_max(max_frame);
-                    }
+                    (Stage::Greeting, Kind::Welcome) => self.on_welcome(port, id, body, peers),
                     (Stage::Greeting, Kind::Refuse) => {
                         self.down(port, id, Reason::Refused(hello::refusal(body)), peers);
                     }
@@ -832,10 +852,6 @@ impl Links {
         match link.stage {
             // Bytes that came before the hand-over was done: the Hello was not all the dialer had to say.
             Stage::Leaving(_) if reader.held() > 0 => self.down(port, id, FrameError::Early.into(), peers),
-            Stage::Up => {
-                reader.set_max(max_frame);
-                link.reader = reader;
-            }
             _ => link.reader = reader,
         }
     }
@@ -979,6 +995,13 @@ impl Links {
         x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^ x >> 31
+    }
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Links { core, counters, .. } = self;
+        f.debug_struct("Links").field("core", core).field("links", &self.live()).field("counters", counters).finish()
     }
 }
 
