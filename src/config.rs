@@ -46,7 +46,7 @@ pub struct Config {
     pub spin: Duration,
     /// Writes that each shard's change log remembers. Default: 8192.
     pub change_log_entries: usize,
-    /// Deletes that each shard remembers once it has replicas. Default: 4096.
+    /// Remembered deletes, of all shards, at which it is time to purge them once there are replicas. Default: 4096.
     pub tombstone_limit: usize,
     /// Commands that took at least this long are kept for `SLOWLOG`; `None` keeps none. Default: 10 ms.
     pub slowlog_threshold: Option<Duration>,

@@ -368,10 +368,11 @@ macro_rules! number {
 }
 
 /// Every plain number: what is added up and what the page shows cannot drift apart.
-static NUMBERS: [Number; 29] = [
+static NUMBERS: [Number; 30] = [
     number!(Gauge "keys" "Keys that can be read.", store.keys),
     number!(Gauge "expiring_keys" "Keys with an expiry.", store.expiring),
     number!(Gauge "tombstones" "Deletes remembered for replicas.", store.tombstones),
+    number!(Gauge "tombstone_bytes" "Bytes used by deletes remembered for replicas.", store.tombstone_bytes),
     number!(Gauge "change_log_entries" "Writes remembered in change logs.", store.change_log),
     number!(Gauge "memory_bytes" "Bytes used by entries, tables and change logs.", store.memory_bytes),
     number!(Gauge "memory_limit_bytes" "Bytes that data may use; 0 means no limit.", max_memory),

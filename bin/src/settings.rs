@@ -304,7 +304,7 @@ const SETTINGS: &[Setting] = &[
         key: "tombstone_limit",
         value: "COUNT",
         group: TUNING,
-        help: "Deletes that are remembered once there are replicas, divided among the shards",
+        help: "Remembered deletes at which it is time to purge them, divided among the shards",
         set: |s, text| put(&mut s.config.tombstone_limit, number("tombstone_limit", text)),
         show: |s| Some(count(s.config.tombstone_limit)),
     },

@@ -146,4 +146,25 @@ mod tests {
         let grown: usize = (0..10_000).map(|n| log.push(change(n))).sum();
         assert_eq!((log.len(), grown), (64, 64 * size_of::<Change>()));
     }
+
+    #[test]
+    fn a_log_that_forgot_starts_again_for_every_reader() {
+        let mut log = ChangeLog::new(8);
+        for filled in [0, 3, 8, 20] {
+            for n in 0..filled {
+                log.push(change(n));
+            }
+            let followed = log.next_seq();
+            log.forget();
+            let first = log.next_seq();
+            assert_eq!(log.read(followed).err(), Some(Gap { first }), "up to date, and told so");
+            for n in 0..20 {
+                log.push(change(n));
+                let newest = log.read(first + n).unwrap().map(|change| change.hash.0);
+                assert_eq!(newest.collect::<Vec<_>>(), [n]);
+            }
+            assert_eq!(log.len(), 8);
+            log.forget();
+        }
+    }
 }

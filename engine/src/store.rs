@@ -1090,6 +1090,7 @@ fn check(key: &[u8], value_len: usize) -> Result<(), StoreError> {
 mod tests {
     use super::*;
     use crate::backend::Registry;
+    use crate::hash::ShardCount;
     use crate::hlc::Hlc;
     use proptest::prelude::*;
 
@@ -1273,7 +1274,9 @@ mod tests {
         }
         // Older than all: tombstones come in any order.
         let early = Version { hlc: Hlc::new(0, 0), node: 7 };
-        store.merge(Entry { key: b"{tag}late", value: b"", version: early, expires_at: 0, tombstone: true }, 9).unwrap();
+        store
+            .merge(Entry { key: b"{tag}late", value: b"", version: early, expires_at: 0, tombstone: true }, 9)
+            .unwrap();
         let shard = store.keyspace().shard(store.locate(b"{tag}"));
         assert_eq!((store.tombstones(shard), store.oldest_tombstone(shard)), (1001, Some(early)));
         assert!(store.wants_purge(shard), "beyond the limit, and still there");
@@ -1333,44 +1336,335 @@ mod tests {
         }
     }
 
-    /// A write or delete of a small set of keys by one of several nodes.
-    fn entries() -> impl Strategy<Value = Vec<(u8, u8, u64, u16, bool)>> {
-        proptest::collection::vec((0..20u8, any::<u8>(), 0..400u64, 1..4u16, any::<bool>()), 1..60)
+    #[test]
+    fn versions_are_minted_and_seen_without_data() {
+        let mut store = replicated(1);
+        let seen = Version { hlc: Hlc::new(1_400, 3), node: 2 };
+        assert!(store.observe(Version { hlc: Hlc::new(1_501, 0), node: 2 }, 1_000).is_err());
+        assert_eq!(store.mint(1_000).hlc, Hlc::new(1_000, 0), "what was refused has not moved the clock");
+        store.observe(seen, 1_000).unwrap();
+        store.set_node(77);
+        let minted = store.mint(1_000);
+        assert!(minted > seen && minted.node == 77, "{minted:?}");
+        assert!(store.is_empty());
+    }
+
+    #[test]
+    fn an_expired_entry_becomes_a_tombstone_under_its_own_version() {
+        let mut store = replicated(1);
+        for key in ["read", "swept", "deleted", "cleared"] {
+            store.put(key, &"v".repeat(1000), 100, 1);
+        }
+        let (digests, memory) = (store.digests(), store.memory_bytes());
+        assert_eq!(store.read("read", 200), None);
+        assert!(!store.del("deleted", 200), "an expired entry cannot be deleted");
+        let log = store.stats().change_log;
+        store.clear(200).unwrap();
+        store.put("new", "v", 300, 200);
+        let hash = store.locate(b"swept");
+        assert!(store.raw(hash, b"swept").is_some_and(|entry| entry.tombstone && entry.expires_at == 100));
+        while store.sweep(400, 2).more {}
+        assert_eq!((store.stats().tombstones, store.stats().expiring, store.stats().expired), (5, 0, 5));
+        assert_eq!(store.stats().change_log, log + 1, "only the new entry is a change");
+        assert!(store.memory_bytes() < memory - 3500, "values are given back");
+        let mut held = replicated(2);
+        held.put("new", "v", 300, 200);
+        assert_ne!(digests, held.digests());
+        let hash = store.locate(b"new");
+        let version = store.raw(hash, b"new").unwrap().version;
+        let again = Entry { key: b"new", value: b"v", version, expires_at: 300, tombstone: false };
+        assert_eq!(store.merge(again, 400), Ok(Merged::Stale), "the same write, not yet expired elsewhere");
+        store.invariants();
+    }
+
+    #[test]
+    fn copies_have_headroom_and_tombstones_are_always_taken() {
+        let limit = 1 << 20;
+        let mut store = store(StoreConfig { max_memory: limit, keep_tombstones: true, ..StoreConfig::default() });
+        let value = "x".repeat(1000);
+        let mut n = 0;
+        let mut next = || {
+            n += 1;
+            (format!("k{n}"), Version { hlc: Hlc::new(1, n), node: 9 })
+        };
+        let mut client = Ok(Version::ZERO);
+        while client.is_ok() {
+            let (key, _) = next();
+            client = store.set(store.locate(key.as_bytes()), key.as_bytes(), value.as_bytes(), 0, 1);
+        }
+        let at_limit = store.memory_bytes() as u64;
+        let mut merged = Ok(Merged::Applied);
+        while merged.is_ok() {
+            let (key, version) = next();
+            let entry =
+                Entry { key: key.as_bytes(), value: value.as_bytes(), version, expires_at: 0, tombstone: false };
+            merged = store.merge(entry, 1);
+        }
+        assert_eq!((client, merged), (Err(StoreError::OutOfMemory), Err(StoreError::OutOfMemory)));
+        assert!((limit..limit + 8192).contains(&at_limit), "{at_limit}");
+        let full = store.memory_bytes() as u64;
+        assert!((limit + limit / 16..limit + limit / 16 + 8192).contains(&full), "{full}");
+        let (key, version) = next();
+        let grave = Entry { key: key.as_bytes(), value: b"", version, expires_at: 0, tombstone: true };
+        assert_eq!(store.merge(grave, 1), Ok(Merged::Applied));
+        assert_eq!(store.stats().refused, 2);
+        store.invariants();
+    }
+
+    #[test]
+    fn a_dropped_shard_is_as_new_and_can_be_filled_again() {
+        let (mut a, mut b) = (small(1), small(2));
+        for n in 0..6000 {
+            let key = if n < 3000 { format!("{{tag}}{n}") } else { format!("k{n}") };
+            a.put(&key, &"v".repeat(100), if n % 5 == 0 { 1 << 40 } else { 0 }, 10);
+            if n % 7 == 0 {
+                a.del(&key, 10);
+            }
+        }
+        for shard in a.owned().map(ShardId) {
+            copy(&mut a, &mut b, shard, 20);
+        }
+        let shard = a.keyspace().shard(a.locate(b"{tag}"));
+        let floor = Version { hlc: Hlc::new(5, 0), node: 0 };
+        b.purge_below(shard, floor, KeyHash(0), usize::MAX).unwrap();
+        let (memory, followed) = (b.memory_bytes(), b.change_log(shard).next_seq());
+        let writes = b.stats().writes;
+        let mut slices = 1;
+        while b.drop_shard(shard, 100).unwrap() {
+            slices += 1;
+            b.invariants();
+        }
+        assert!(slices > 3, "{slices}");
+        assert!(b.memory_bytes() < memory * 6 / 10, "{} of {memory} left", b.memory_bytes());
+        assert_eq!((b.digest(shard), b.tombstones(shard), b.tombstone_floor(shard)), Default::default());
+        assert_eq!(b.stats().writes, writes, "nothing was written");
+        let differ =
+            |a: &Store, b: &Store| (0..32).filter(|&at| a.digest(ShardId(at)) != b.digest(ShardId(at))).count();
+        assert_eq!(differ(&a, &b), 1, "the other shards are as before");
+        assert!(b.change_log(shard).is_empty() && b.change_log(shard).read(followed).is_err());
+
+        let followed = b.change_log(shard).next_seq();
+        copy(&mut a, &mut b, shard, 30);
+        assert_eq!(a.digests(), b.digests());
+        assert_eq!(b.change_log(shard).read(followed).unwrap().count() as u64, b.digest(shard).count);
+        b.invariants();
+    }
+
+    /// A store of few shards, so that each has many entries.
+    fn small(node: u16) -> Store {
+        let keyspace = Keyspace { shards: ShardCount::new(32).unwrap(), ..Keyspace::default() };
+        store(StoreConfig { keyspace, owned: 0..32, keep_tombstones: true, node, ..StoreConfig::default() })
+    }
+
+    fn copy(from: &mut Store, to: &mut Store, shard: ShardId, now: Millis) {
+        let mut next = Some(KeyHash(0));
+        while let Some(at) = next {
+            next = from.snapshot(shard, at, 50, &mut |entry| {
+                assert_eq!(to.fill(entry, now), Ok(Merged::Applied));
+            });
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum What {
+        Value,
+        Delete,
+        Expires(Millis),
+    }
+
+    /// One write of one of few keys; its value follows from its version.
+    #[derive(Clone, Copy, Debug)]
+    struct Write {
+        key: u8,
+        version: Version,
+        what: What,
+    }
+
+    impl Write {
+        fn apply(self, store: &mut Store, now: Millis) -> Merged {
+            let (version, value) = (self.version, format!("{:?}", self.version));
+            let (value, expires_at, tombstone) = match self.what {
+                What::Value => (&value[..], 0, false),
+                What::Delete => ("", 0, true),
+                What::Expires(at) => (&value[..], at, false),
+            };
+            let entry = Entry { key: &name(self.key), value: value.as_bytes(), version, expires_at, tombstone };
+            store.merge(entry, now).unwrap()
+        }
+    }
+
+    /// The keys share a few shards.
+    fn name(key: u8) -> Vec<u8> {
+        format!("{{{}}}{key}", key % 3).into_bytes()
+    }
+
+    /// Writes of the first [`WRITTEN`] milliseconds by three nodes, no version twice for a key.
+    fn writes() -> impl Strategy<Value = Vec<Write>> {
+        let what = prop_oneof![
+            2 => Just(What::Value),
+            2 => Just(What::Delete),
+            3 => (1..2 * WRITTEN).prop_map(What::Expires),
+        ];
+        proptest::collection::vec((0..12u8, 1..WRITTEN, 1..4u16, what), 1..80).prop_map(|all| {
+            let mut known = std::collections::BTreeSet::new();
+            let writes = all.into_iter().filter(|&(key, ms, node, _)| known.insert((key, ms, node)));
+            let version = |ms, node| Version { hlc: Hlc::new(ms, 0), node };
+            writes.map(|(key, ms, node, what)| Write { key, version: version(ms, node), what }).collect()
+        })
+    }
+
+    const WRITTEN: Millis = 400;
+    const REPLICAS: usize = 3;
+
+    /// How one replica gets on: which write comes next, how much later, and whether it sweeps, reads, or does nothing then.
+    fn deliveries() -> impl Strategy<Value = Vec<(prop::sample::Index, Millis, u8)>> {
+        proptest::collection::vec((any::<prop::sample::Index>(), 0..12u64, 0..8u8), 20)
+    }
+
+    /// Gives a replica the writes in an order of its own, some of them twice, while its time passes and entries expire.
+    fn deliver(store: &mut Store, writes: &[Write], script: &[(prop::sample::Index, Millis, u8)]) {
+        let mut left = writes.to_vec();
+        let mut now = WRITTEN;
+        for (at, (index, later, doing)) in script.iter().cycle().take(writes.len() * 2).enumerate() {
+            now += later;
+            let write = if at % 3 == 2 || left.is_empty() {
+                writes[index.index(writes.len())]
+            } else {
+                left.swap_remove(index.index(left.len()))
+            };
+            write.apply(store, now);
+            match doing {
+                0 => _ = store.sweep(now, 300),
+                1 => _ = store.get(store.locate(&name(write.key)), &name(write.key), now),
+                _ => {}
+            }
+        }
+        for write in left {
+            write.apply(store, now);
+        }
+        store.invariants();
+    }
+
+    impl Store {
+        fn clone_of(&mut self, key: u8, now: Millis) -> Option<Vec<u8>> {
+            let hash = self.locate(&name(key));
+            self.peek(hash, &name(key), now).map(|entry| entry.value.to_vec())
+        }
+
+        fn contents(&mut self, now: Millis) -> Vec<Option<Vec<u8>>> {
+            (0..12).map(|key| self.clone_of(key, now)).collect()
+        }
+
+        fn purge_all(&mut self, floor: Version, budget: usize) {
+            for shard in self.owned().map(ShardId) {
+                let mut from = Some(KeyHash(0));
+                while let Some(at) = from {
+                    from = self.purge_below(shard, floor, at, budget).unwrap().next;
+                }
+            }
+        }
+    }
+
+    /// What is readable at `now` when everything has arrived: the newest write of each key, unless it ends it.
+    fn expected(writes: &[Write], now: Millis) -> Vec<Option<Vec<u8>>> {
+        let newest = |key| writes.iter().filter(|write| write.key == key).max_by_key(|write| write.version);
+        let value = |write: &Write| match write.what {
+            What::Delete => None,
+            What::Expires(at) if at <= now => None,
+            _ => Some(format!("{:?}", write.version).into_bytes()),
+        };
+        (0..12).map(|key| newest(key).and_then(value)).collect()
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 200 }))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 150 }))]
 
-        /// Replicas that got the same entries hold the same, in whatever order and however often they came.
+        /// Replicas that got the same writes hold the same, in whatever order and however often they came, and whenever
+        /// each of them found out that an entry had expired.
         #[test]
-        fn merging_converges(entries in entries(), order in any::<u64>()) {
-            let mut first = replicated(8);
-            let mut second = replicated(9);
-            let mut shuffled = entries.clone();
-            shuffled.extend_from_slice(&entries[entries.len() / 2..]);
-            let n = shuffled.len();
-            for i in 0..n {
-                shuffled.swap(i, order.rotate_left(i as u32) as usize % n);
+        fn merging_converges(writes in writes(), scripts in proptest::collection::vec(deliveries(), REPLICAS)) {
+            let mut replicas: Vec<Store> = (0..REPLICAS as u16).map(small).collect();
+            for (store, script) in replicas.iter_mut().zip(&scripts) {
+                deliver(store, &writes, script);
             }
-            let merge = |store: &mut Store, (key, _, ms, node, tombstone): (u8, u8, u64, u16, bool)| {
-                let version = Version { hlc: Hlc::new(ms, 0), node };
-                // One version names one write: its value follows from it.
-                let value = format!("{ms}:{node}");
-                let tombstone = tombstone && ms % 2 == 0;
-                let value: &[u8] = if tombstone { b"" } else { value.as_bytes() };
-                let tombstone = value.is_empty();
-                let key = [key, if tombstone { 1 } else { 0 }];
-                store.merge(Entry { key: &key[..1], value, version, expires_at: 0, tombstone }, 1_000).unwrap();
-            };
-            // The same (key, version) must be the same write, so drop repeats that differ.
-            let mut known = std::collections::BTreeSet::new();
-            let entries: Vec<_> = entries.into_iter().filter(|e| known.insert((e.0, e.2, e.3))).collect();
-            let shuffled: Vec<_> = shuffled.into_iter().filter(|e| entries.contains(e)).collect();
-            entries.iter().for_each(|&e| merge(&mut first, e));
-            shuffled.iter().for_each(|&e| merge(&mut second, e));
-            prop_assert_eq!(first.digests(), second.digests());
-            first.invariants();
-            second.invariants();
+            let late = 10 * WRITTEN;
+            for store in &mut replicas {
+                prop_assert_eq!(store.contents(late), expected(&writes, late));
+            }
+            // One replica has converted all that expired, the others have not.
+            while replicas[0].sweep(late, 5).more {}
+            for at in 1..REPLICAS {
+                prop_assert_eq!(replicas[0].digests(), replicas[at].digests());
+            }
+            replicas[0].invariants();
+        }
+
+        /// After a purge replicas hold the same, whatever had expired where, and nothing of what it forgot comes back; a
+        /// replica that is filled gets all of it.
+        #[test]
+        fn nothing_comes_back_after_a_purge(
+            writes in writes(),
+            scripts in proptest::collection::vec(deliveries(), 2),
+            at in 1..2 * WRITTEN,
+        ) {
+            let (mut a, mut b) = (small(1), small(2));
+            deliver(&mut a, &writes, &scripts[0]);
+            deliver(&mut b, &writes, &scripts[1]);
+            let (now, floor) = (2 * WRITTEN, Version { hlc: Hlc::new(at, 0), node: 2 });
+            while a.sweep(now, 7).more {}
+            a.purge_all(floor, 1);
+            // The other one is at the very beginning of its purge.
+            for shard in b.owned().map(ShardId) {
+                b.purge_below(shard, floor, KeyHash(0), 1).unwrap();
+            }
+            let before = a.digests();
+            for write in &writes {
+                let (here, there) = (write.apply(&mut a, now), write.apply(&mut b, now));
+                prop_assert!(here != Merged::Applied && there != Merged::Applied, "{write:?}: {here:?}, {there:?}");
+            }
+            // Nobody has seen these; what is refused does not depend on how far the purge is.
+            for write in writes.iter().filter(|write| write.version <= floor) {
+                let version = Version { node: 9, hlc: Hlc::new(write.version.hlc.millis().min(at - 1), 7) };
+                let unseen = Write { version, what: What::Value, ..*write };
+                let (here, there) = (unseen.apply(&mut a, now), unseen.apply(&mut b, now));
+                prop_assert_eq!(here == Merged::Applied, there == Merged::Applied, "{:?}, {:?}", here, there);
+            }
+            b.purge_all(floor, 2);
+            prop_assert_eq!(a.digests(), b.digests());
+            prop_assert!(a.digests().iter().zip(&before).all(|(after, before)| after.count == before.count));
+            a.invariants();
+            b.invariants();
+
+            let mut filled = small(3);
+            filled.purge_all(floor, 1);
+            for shard in filled.owned().map(ShardId) {
+                copy(&mut a, &mut filled, shard, now);
+            }
+            prop_assert_eq!(a.digests(), filled.digests());
+            prop_assert_eq!(a.contents(now), filled.contents(now));
+            filled.invariants();
+        }
+
+        /// A digest up to a version is that of a store which has got no more.
+        #[test]
+        fn a_digest_can_end_at_a_version(writes in writes(), at in 1..WRITTEN, budget in 1..6usize) {
+            let until = Version { hlc: Hlc::new(at, 0), node: 2 };
+            let (mut all, mut some) = (small(1), small(2));
+            // One write per key: a newer one would hide an older one.
+            let first: std::collections::BTreeMap<_, _> = writes.iter().map(|write| (write.key, *write)).collect();
+            for write in first.values() {
+                write.apply(&mut all, WRITTEN);
+                if write.version <= until {
+                    write.apply(&mut some, WRITTEN);
+                }
+            }
+            for shard in all.owned().map(ShardId) {
+                let (mut digest, mut from) = (Digest::default(), Some(KeyHash(0)));
+                while let Some(at) = from {
+                    from = all.digest_until(shard, until, at, budget, &mut digest);
+                }
+                prop_assert_eq!(digest, some.digest(shard));
+            }
         }
     }
 }

@@ -332,8 +332,12 @@ impl Table {
     pub(crate) fn by_hash(&self, hash: KeyHash, look: &mut dyn FnMut(&Record)) {
         let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return };
         let buckets = self.segments[pointer.segment as usize].buckets();
-        let (mask, home) = (pointer.mask as usize, hash.0 as usize & pointer.mask as usize);
-        let probed = (0..PROBES.min(mask + 1)).flat_map(|probe| buckets[(home + probe) & mask].slots.iter().flatten());
+        let (mask, home, tag) = (pointer.mask as usize, hash.0 as usize & pointer.mask as usize, tag(hash));
+        let tagged = |bucket: &Bucket, slot: usize| (bucket.meta >> (8 * slot)) as u8 == tag;
+        let probed = (0..PROBES.min(mask + 1)).flat_map(|probe| {
+            let bucket = &buckets[(home + probe) & mask];
+            (0..SLOTS).filter(move |&slot| tagged(bucket, slot)).filter_map(|slot| bucket.slots[slot].as_ref())
+        });
         probed.chain(&self.crowd).filter(|record| self.keyspace.locate(record.key()) == hash).for_each(look);
     }
 

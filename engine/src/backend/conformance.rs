@@ -98,7 +98,7 @@ impl Run<'_> {
                 let mut meta = self.meta();
                 let mut value = vec![step as u8; self.random.below(200) as usize];
                 if self.random.below(8) == 0 {
-                    (meta.tombstone, meta.expires_at) = (true, 0);
+                    meta.tombstone = true;
                     value.clear();
                 }
                 let old = self.backend.put(shard, hash, &key, &value, meta).expect("putting succeeds");
@@ -135,6 +135,9 @@ impl Run<'_> {
         let found = self.backend.get(shard, hash, &key).map(owned);
         let expected = self.model.get(&(hash, key.clone())).map(|stored| (key, stored.clone()));
         assert_eq!(found, expected, "step {step}: what get finds");
+        let mut under = Vec::new();
+        self.backend.by_hash(shard, hash, &mut |entry| under.push(owned(entry)));
+        assert_eq!(under, Vec::from_iter(expected), "step {step}: what lies under a hash");
     }
 
     /// Everything at once, and by pages of several sizes.
