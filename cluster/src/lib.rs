@@ -46,6 +46,7 @@ pub mod outbox;
 pub mod planner;
 pub mod planted;
 pub mod quorum;
+pub mod register;
 pub mod replica;
 pub mod shards;
 pub mod wire;

@@ -1,0 +1,1 @@
+//! Whole groups of nodes around one register, under faults, from one seed.
