@@ -48,7 +48,7 @@ use std::os::fd::OwnedFd;
 pub use frame::{ALIGN, FrameError, FrameReader, FrameWriter, Kind, frame_len};
 pub use hello::{HELLO_LEN, Hello, HelloError, Identity, PROTOCOL, REFUSE_LEN};
 
-use crate::ring::{ConnId, Event, ListenerId, Ring, RingError, RingPort, probe_port};
+use crate::ring::{ConnId, Event, ListenerId, MAX_PEERS, Ring, RingError, RingPort, probe_port};
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 256;
@@ -92,7 +92,7 @@ impl Default for LinkConfig {
             max_queued_frames: 8192,
             control_bytes: 1 << 20,
             max_waiting: 256,
-            max_links: 16 << 10,
+            max_links: MAX_PEERS as usize,
             greet_within: 3000,
             ping_after: 1000,
             silent_after: 3000,
@@ -388,7 +388,7 @@ impl Links {
 
     /// Listens for dialers, on core 0 alone; returns the actual address, port 0 resolved.
     pub fn listen(&mut self, ring: &mut Ring, addr: SocketAddr) -> Result<SocketAddr, RingError> {
-        let (listener, addr) = ring.listen(probe_port(addr)?, BACKLOG)?;
+        let (listener, addr) = ring.listen_for_peers(probe_port(addr)?, BACKLOG)?;
         self.listener = Some(listener);
         Ok(addr)
     }
@@ -610,7 +610,7 @@ impl Links {
     fn begin(&mut self, port: &mut RingPort<'_>, id: LinkId, peers: &mut impl Peers) {
         let Some((to, _)) = self.get(id).and_then(|link| link.target) else { return };
         self.counters.dialled += 1;
-        match port.connect(to) {
+        match port.connect_peer(to) {
             Ok(conn) => {
                 self.bind(conn, id);
                 let until = self.now + self.config.greet_within;

@@ -56,7 +56,7 @@ impl Core {
     }
 
     fn with(config: LinkConfig, node: u128, core: u16) -> Core {
-        let ring = RingConfig { entries: 64, buffers: 16, buffer_len: 4096, max_connections: 100 };
+        let ring = RingConfig { entries: 64, buffers: 16, buffer_len: 4096, max_connections: 1 };
         Core { ring: Ring::new(ring).unwrap(), links: Links::new(config, me(node), core), owner: Owner::default() }
     }
 
@@ -607,4 +607,126 @@ fn an_owner_may_hang_up_while_it_reads() {
     }
     writer.join().unwrap();
     assert_eq!(hasty.0.frames, [[0]]);
+}
+
+/// A small generator, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Checks that links go up and down by turns, and that the messages of one life of a link come in order without a gap.
+#[derive(Default)]
+struct Witness {
+    /// Links that stand, with the number of the next message.
+    up: BTreeMap<LinkId, u32>,
+    messages: usize,
+}
+
+impl Peers for Witness {
+    fn judge(&mut self, _: &Hello, _: SocketAddr) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn hand_over(&mut self, _: HandOver) {
+        unreachable!("all links are for core 0");
+    }
+
+    fn on_link(&mut self, _: &mut Links, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { link, .. } => assert!(self.up.insert(link, 0).is_none(), "up twice"),
+            LinkEvent::Down { link, .. } => assert!(self.up.remove(&link).is_some(), "down without up"),
+            LinkEvent::Failed { link, .. } => assert!(!self.up.contains_key(&link)),
+            LinkEvent::TurnedAway { reason, .. } => assert!(!matches!(reason, Reason::Format(_)), "{reason}"),
+        }
+    }
+
+    fn on_frame(&mut self, _: &mut Links, link: LinkId, body: &[u8]) {
+        let next = self.up.get_mut(&link).expect("messages come while a link stands");
+        assert_eq!(body[..4], next.to_le_bytes());
+        *next += 1;
+        self.messages += 1;
+    }
+}
+
+#[test]
+fn whatever_the_owners_do_messages_keep_their_order_and_nothing_is_left_over() {
+    struct Node {
+        ring: Ring,
+        links: Links,
+        seen: Witness,
+        /// Dialled links that stand, with the number of the next message to be sent.
+        sent: BTreeMap<LinkId, (u64, u32)>,
+        addr: SocketAddr,
+    }
+    impl Node {
+        fn turn(&mut self, now: u64) {
+            let Node { ring, links, seen, .. } = self;
+            ring.turn(&mut |port, event| links.on_event(now, port, event, seen)).unwrap();
+            links.on_deadline(now, &mut ring.port(), seen);
+            links.flush(now, &mut ring.port(), seen);
+            links.invariants();
+        }
+    }
+    let mut nodes: Vec<_> = (1..4)
+        .map(|node| {
+            let Core { mut ring, mut links, .. } = Core::new(node, 0);
+            let addr = links.listen(&mut ring, "127.0.0.1:0".parse().unwrap()).unwrap();
+            Node { ring, links, seen: Witness::default(), sent: BTreeMap::new(), addr }
+        })
+        .collect();
+    let addrs: Vec<_> = nodes.iter().map(|node| node.addr).collect();
+    let (mut random, mut now) = (Random(7), 0);
+    let deadline = Instant::now() + DEADLINE;
+    let mut steps = 0;
+    while steps < 3000 || nodes.iter().map(|node| node.seen.messages).sum::<usize>() < 2000 {
+        assert!(Instant::now() < deadline, "{:?}", nodes.iter().map(|node| &node.links).collect::<Vec<_>>());
+        steps += 1;
+        let at = random.below(nodes.len());
+        let node = &mut nodes[at];
+        let links: Vec<_> = node.links.views().collect();
+        match random.below(100) {
+            0..10 => drop(node.links.dial(addrs[random.below(3)], 0)),
+            10..12 if !links.is_empty() => {
+                let link = links[random.below(links.len())].link;
+                node.links.hang_up(link);
+                node.seen.up.remove(&link);
+            }
+            12..80 => {
+                for view in links.iter().filter(|view| view.peer.is_some() && view.dialled.is_some()) {
+                    // A link that went down and up again begins anew.
+                    let life = node.links.get(view.link).unwrap().conn.unwrap().to_bits();
+                    let next = node.sent.entry(view.link).or_insert((life, 0));
+                    if next.0 != life {
+                        *next = (life, 0);
+                    }
+                    let mut body = vec![0; 4 + random.below(20_000)];
+                    body[..4].copy_from_slice(&next.1.to_le_bytes());
+                    next.1 += u32::from(node.links.send(view.link, &body).is_ok());
+                }
+            }
+            80..83 => now += random.below(600) as u64,
+            _ => {}
+        }
+        nodes.iter_mut().for_each(|node| node.turn(now));
+    }
+    for node in &mut nodes {
+        let links: Vec<_> = node.links.views().map(|view| view.link).collect();
+        links.into_iter().for_each(|link| node.links.hang_up(link));
+        node.seen.up.clear();
+    }
+    while nodes.iter().any(|node| node.ring.connections() > 0 || node.links.live() > 0) {
+        assert!(Instant::now() < deadline, "connections are left over");
+        for node in &mut nodes {
+            node.turn(now);
+            let accepted: Vec<_> = node.links.views().map(|view| view.link).collect();
+            accepted.into_iter().for_each(|link| node.links.hang_up(link));
+            node.seen.up.clear();
+        }
+    }
+    assert!(nodes.iter().all(|node| node.links.conns.iter().all(Option::is_none)), "the tables are empty");
 }

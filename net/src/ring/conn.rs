@@ -76,6 +76,13 @@ pub(super) enum Phase {
     Closing,
 }
 
+/// Whose bound a connection counts against, so that neither kind can take the places of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Client,
+    Peer,
+}
+
 /// The multishot receive of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recv {
@@ -91,6 +98,7 @@ pub(super) enum Recv {
 pub(super) struct Conn {
     pub(super) generation: u32,
     pub(super) phase: Phase,
+    pub(super) class: Class,
     pub(super) recv: Recv,
     /// The owner wants data.
     pub(super) reading: bool,
@@ -119,6 +127,7 @@ impl Conn {
         Conn {
             generation: 1,
             phase: Phase::Free,
+            class: Class::Client,
             recv: Recv::Idle,
             reading: false,
             eof: false,
@@ -163,11 +172,13 @@ impl Conn {
 pub(super) struct Places {
     places: Vec<Conn>,
     free: Vec<u32>,
+    /// Places in use by [`Class::Peer`].
+    peers: usize,
 }
 
 impl Places {
     pub(super) fn new() -> Places {
-        Places { places: Vec::new(), free: Vec::new() }
+        Places { places: Vec::new(), free: Vec::new(), peers: 0 }
     }
 
     /// Places in use.
@@ -175,8 +186,16 @@ impl Places {
         self.places.len() - self.free.len()
     }
 
+    /// Places in use by one class.
+    pub(super) fn live_of(&self, class: Class) -> usize {
+        match class {
+            Class::Client => self.live() - self.peers,
+            Class::Peer => self.peers,
+        }
+    }
+
     /// Takes a place for a new life. The caller bounds their number.
-    pub(super) fn take(&mut self, fd: OwnedFd, phase: Phase) -> ConnId {
+    pub(super) fn take(&mut self, fd: OwnedFd, phase: Phase, class: Class) -> ConnId {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = self.places.len() as u32;
             assert!(index < MAX_PLACES, "the ring bounds its connections below what an id can name");
@@ -186,6 +205,8 @@ impl Places {
         let conn = &mut self.places[index as usize];
         conn.fd = Some(fd);
         conn.phase = phase;
+        conn.class = class;
+        self.peers += usize::from(class == Class::Peer);
         conn.reading = true;
         ConnId::new(index, conn.generation)
     }
@@ -206,8 +227,9 @@ impl Places {
     pub(super) fn release(&mut self, id: ConnId) {
         let conn = self.get_mut(id).expect("only a live place is released");
         assert!(!conn.busy(), "a place is released when the kernel is done with it");
-        let generation = conn.generation.wrapping_add(1);
+        let (generation, class) = (conn.generation.wrapping_add(1), conn.class);
         *conn = Conn { generation, ..Conn::vacant() };
+        self.peers -= usize::from(class == Class::Peer);
         self.free.push(id.index() as u32);
     }
 
@@ -241,10 +263,10 @@ mod tests {
     #[test]
     fn an_id_of_an_earlier_life_names_nothing() {
         let mut places = Places::new();
-        let first = places.take(fd(), Phase::Open);
+        let first = places.take(fd(), Phase::Open, Class::Client);
         assert_eq!(places.live(), 1);
         places.release(first);
-        let second = places.take(fd(), Phase::Open);
+        let second = places.take(fd(), Phase::Open, Class::Client);
         assert_eq!(first.index(), second.index());
         assert!(places.get(first).is_none() && places.get(second).is_some());
         assert_eq!(ConnId::from_bits(second.to_bits()), second);
@@ -252,10 +274,21 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_counted_apart() {
+        let mut places = Places::new();
+        let peer = places.take(fd(), Phase::Open, Class::Peer);
+        places.take(fd(), Phase::Open, Class::Client);
+        assert_eq!((places.live_of(Class::Peer), places.live_of(Class::Client)), (1, 1));
+        places.release(peer);
+        places.take(fd(), Phase::Open, Class::Client);
+        assert_eq!((places.live_of(Class::Peer), places.live_of(Class::Client)), (0, 2));
+    }
+
+    #[test]
     #[should_panic(expected = "when the kernel is done with it")]
     fn a_place_with_an_operation_under_way_is_not_released() {
         let mut places = Places::new();
-        let id = places.take(fd(), Phase::Open);
+        let id = places.take(fd(), Phase::Open, Class::Client);
         places.get_mut(id).unwrap().recv = Recv::Armed;
         places.release(id);
     }

@@ -68,7 +68,7 @@ pub use error::RingError;
 pub use socket::probe_port;
 
 use buffers::Buffers;
-use conn::{MAX_PLACES, Phase, Places, Recv};
+use conn::{Class, MAX_PLACES, Phase, Places, Recv};
 use kernel::Kernel;
 
 /// How large a ring is.
@@ -84,7 +84,8 @@ pub struct RingConfig {
     pub buffers: u16,
     /// Bytes per receive buffer: the most that one [`Event::Data`] holds.
     pub buffer_len: u32,
-    /// Connections beyond which an accepted one is announced as `over_limit` and [`Ring::connect`] fails.
+    /// Connections beyond which an accepted one is announced as `over_limit` and [`Ring::connect`] fails. Those of peers
+    /// are counted apart, up to [`MAX_PEERS`].
     pub max_connections: u32,
 }
 
@@ -94,6 +95,9 @@ impl Default for RingConfig {
     }
 }
 
+/// Connections with peers that a ring holds at most, beside those with clients: those of [`Ring::listen_for_peers`],
+/// [`RingPort::connect_peer`] and [`RingPort::adopt`]. So clients cannot keep nodes from talking with each other.
+pub const MAX_PEERS: u32 = 16 << 10;
 /// Connections beyond the limit that may be told so at once; those beyond are closed unseen.
 const OVER_LIMIT_PLACES: u32 = 64;
 /// The most bytes of receive buffers that a ring may ask for.
@@ -253,6 +257,8 @@ struct Listener {
     /// The kernel holds the timer that ends a rest.
     resting: bool,
     closing: bool,
+    /// Whom it accepts.
+    class: Class,
 }
 
 struct Watch {
@@ -298,8 +304,8 @@ impl Ring {
         if config.buffer_len == 0 || u64::from(config.buffer_len) * u64::from(config.buffers) > MAX_BUFFER_BYTES {
             return Err(RingError::Config("buffers must hold something, and 1 GiB at most in all"));
         }
-        if config.max_connections == 0 || config.max_connections > MAX_PLACES - OVER_LIMIT_PLACES {
-            return Err(RingError::Config("max_connections must lie in 1..2^24"));
+        if config.max_connections == 0 || config.max_connections > MAX_PLACES / 2 {
+            return Err(RingError::Config("max_connections must lie in 1..=2^23"));
         }
         let kernel = Kernel::new(config.entries)?;
         let buffers = Buffers::new(config.buffers, config.buffer_len).ok_or_else(|| RingError::Memory {
@@ -337,9 +343,29 @@ impl Ring {
     /// Listens on `addr`, sharing the port with the rings of other cores; returns the actual address, port 0 resolved.
     /// Call [`probe_port`] once beforehand, or a second process would go unnoticed.
     pub fn listen(&mut self, addr: SocketAddr, backlog: i32) -> Result<(ListenerId, SocketAddr), RingError> {
+        self.listen_for(Class::Client, addr, backlog)
+    }
+
+    /// As [`Ring::listen`], for connections that count against [`MAX_PEERS`].
+    pub fn listen_for_peers(&mut self, addr: SocketAddr, backlog: i32) -> Result<(ListenerId, SocketAddr), RingError> {
+        self.listen_for(Class::Peer, addr, backlog)
+    }
+
+    fn listen_for(
+        &mut self,
+        class: Class,
+        addr: SocketAddr,
+        backlog: i32,
+    ) -> Result<(ListenerId, SocketAddr), RingError> {
         let (socket, actual) = socket::listener(addr, backlog)?;
         let index = self.inner.listeners.len() as u32;
-        self.inner.listeners.push(Listener { socket: Some(socket), accepting: false, resting: false, closing: false });
+        self.inner.listeners.push(Listener {
+            socket: Some(socket),
+            accepting: false,
+            resting: false,
+            closing: false,
+            class,
+        });
         self.inner.arm_accept(index);
         Ok((ListenerId(index), actual))
     }
@@ -540,12 +566,19 @@ impl fmt::Debug for RingPort<'_> {
 impl RingPort<'_> {
     /// Starts connecting to `addr`. [`Event::Connected`] or [`Event::Closed`] follows.
     pub fn connect(&mut self, addr: SocketAddr) -> Result<ConnId, RingError> {
-        if self.inner.places.live() >= self.inner.max_connections as usize {
-            return Err(RingError::TooManyConnections { limit: self.inner.max_connections });
-        }
+        self.connect_as(Class::Client, addr)
+    }
+
+    /// As [`RingPort::connect`], for a connection that counts against [`MAX_PEERS`].
+    pub fn connect_peer(&mut self, addr: SocketAddr) -> Result<ConnId, RingError> {
+        self.connect_as(Class::Peer, addr)
+    }
+
+    fn connect_as(&mut self, class: Class, addr: SocketAddr) -> Result<ConnId, RingError> {
+        self.inner.room_for(class)?;
         let socket = socket::connector(addr)?;
         let fd = types::Fd(socket.as_raw_fd());
-        let conn = self.inner.places.take(socket.into(), Phase::Connecting);
+        let conn = self.inner.places.take(socket.into(), Phase::Connecting, class);
         let place = self.inner.places.get_mut(conn).expect("just taken");
         let target = place.target.insert(Box::new(SockAddr::from(addr)));
         let entry = opcode::Connect::new(fd, target.as_ptr().cast(), target.len())
@@ -557,12 +590,10 @@ impl RingPort<'_> {
     }
 
     /// Takes over the socket of a connection that stands, in blocking mode, from another ring or elsewhere. Receiving
-    /// starts at once.
+    /// starts at once. It counts against [`MAX_PEERS`].
     pub fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, RingError> {
-        if self.inner.places.live() >= self.inner.max_connections as usize {
-            return Err(RingError::TooManyConnections { limit: self.inner.max_connections });
-        }
-        let conn = self.inner.places.take(fd, Phase::Open);
+        self.inner.room_for(Class::Peer)?;
+        let conn = self.inner.places.take(fd, Phase::Open, Class::Peer);
         self.inner.settle(conn);
         Ok(conn)
     }
@@ -764,9 +795,22 @@ impl Inner {
         }
     }
 
+    fn limit_of(&self, class: Class) -> u32 {
+        match class {
+            Class::Client => self.max_connections,
+            Class::Peer => MAX_PEERS,
+        }
+    }
+
+    fn room_for(&self, class: Class) -> Result<(), RingError> {
+        let limit = self.limit_of(class);
+        if self.places.live_of(class) < limit as usize { Ok(()) } else { Err(RingError::TooManyConnections { limit }) }
+    }
+
     fn welcome(&mut self, listener: ListenerId, fd: OwnedFd, on: &mut impl FnMut(&mut RingPort<'_>, Event<'_>)) {
-        let live = self.places.live();
-        if live >= (self.max_connections + OVER_LIMIT_PLACES) as usize {
+        let class = self.listeners[listener.0 as usize].class;
+        let (live, limit) = (self.places.live_of(class), self.limit_of(class));
+        if live >= (limit + OVER_LIMIT_PLACES) as usize {
             self.counters.dropped += 1;
             return;
         }
@@ -775,8 +819,8 @@ impl Inner {
             self.counters.dropped += 1;
             return;
         };
-        let over_limit = live >= self.max_connections as usize;
-        let conn = self.places.take(fd, Phase::Open);
+        let over_limit = live >= limit as usize;
+        let conn = self.places.take(fd, Phase::Open, class);
         self.places.get_mut(conn).expect("just taken").reading = !over_limit;
         on(&mut RingPort { inner: self }, Event::Accepted { conn, listener, peer, over_limit });
         self.settle(conn);

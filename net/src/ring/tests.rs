@@ -717,3 +717,26 @@ fn a_watched_socket_is_reported_until_it_is_read_empty() {
     ring.unwatch(watch);
     assert!(ring.drain(), "the kernel lets go of the poll");
 }
+
+#[test]
+fn clients_do_not_take_the_places_of_peers() {
+    let mut ring = Ring::new(RingConfig { max_connections: 1, ..small() }).unwrap();
+    let (clients, addr) = ring.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let (peers, peer_addr) = ring.listen_for_peers("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let _streams = [TcpStream::connect(addr).unwrap(), TcpStream::connect(addr).unwrap()];
+    let mut over = Vec::new();
+    turn_until(&mut ring, |_, event| {
+        let Event::Accepted { listener, over_limit, .. } = event else { panic!("{event:?}") };
+        assert_eq!(listener, clients);
+        over.push(over_limit);
+        over.len() == 2
+    });
+    assert_eq!(over, [false, true]);
+    let _stream = TcpStream::connect(peer_addr).unwrap();
+    turn_until(
+        &mut ring,
+        |_, event| matches!(event, Event::Accepted { listener, over_limit: false, .. } if listener == peers),
+    );
+    assert!(matches!(ring.connect(addr), Err(RingError::TooManyConnections { limit: 1 })));
+    assert!(ring.port().connect_peer(peer_addr).is_ok());
+}
