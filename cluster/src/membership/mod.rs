@@ -344,12 +344,13 @@ impl Membership {
             return;
         }
         self.joined = true;
-        self.announce_at = Some(now.mono);
+        self.announce_at = Some(now.mono + self.rng.about(self.settings.rejoin).max(1));
         self.exchange_at = now.mono + 1 + self.rng.below(self.settings.exchange.max(1));
         self.reread_at = now.mono + 1 + self.rng.below(self.settings.reread.max(1));
         let known: Vec<_> = known.into_iter().map(Member::alive).take(packet::MAX_TABLE).collect();
         self.learn(now.mono, known, out);
-        self.on_deadline(now, out);
+        self.announce(now.mono, out);
+        self.check();
     }
 
     /// Which nodes the map has now: what [`Event::Isolated`] is measured by.
@@ -430,6 +431,9 @@ impl Membership {
             self.timers.postpone(late);
         }
         while let Some(timer) = self.timers.due(now) {
+            if self.is_refuted(&timer) {
+                continue;
+            }
             self.drive(now, out, |swim, effects| swim.handle_timer(timer, effects));
         }
         if self.announce_at.is_some_and(|at| at <= now) {
@@ -636,6 +640,18 @@ impl Membership {
             out.control.push((to.peer, framed.clone()));
         }
         out.datagrams.push((to.peer, framed));
+    }
+
+    /// Whether this is the end of a suspicion that was answered. The library (2.0.0) leaves such a member alive, but tells it all the same
+    /// that it is dead, and then it changes its name for nothing.
+    fn is_refuted(&self, timer: &Timer<Identity>) -> bool {
+        match timer {
+            Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                let suspect = Member::new(*member_id, *incarnation, foca::State::Suspect);
+                !self.swim.iter_members().any(|known| *known == suspect)
+            }
+            _ => false,
+        }
     }
 
     fn is_suspect(&self, member: &Identity) -> bool {

@@ -314,18 +314,19 @@ fn a_pause_of_four_seconds_is_survived() {
 
 #[test]
 fn loss_kills_nobody_where_no_third_can_help() {
-    // Three nodes, one dead: the two others can ask nobody for an indirect probe.
-    let mut buried = 0;
+    // Three nodes, one dead: the two others can ask nobody for an indirect probe. Besides, foca 2.0.0 told members whose objection it
+    // had heard that they were dead, so that each suspicion ended in a change of name.
+    let mut buried = Vec::new();
     for seed in 0..20 {
         let mut world = World::settled(3, seed);
         world.kill(2);
         world.run_until(10_000, World::whole).expect("a dead node is found");
         world.loss = 50;
-        let before = world.now;
+        let before = world.now + 1;
         world.run(60_000);
-        buried += (0..2).flat_map(|node| world.events(node, before)).count();
+        buried.extend((0..2).flat_map(|node| world.events(node, before)));
     }
-    assert_eq!(buried, 0);
+    assert_eq!(buried, []);
 }
 
 #[test]
@@ -450,9 +451,8 @@ fn strangers_without_number_are_not_all_remembered() {
     let mut machine = joined(CLUSTER);
     let mut out = Output::default();
     for round in 0..200_u64 {
-        let about: Vec<_> = (0..20).map(|n| Member::alive(identity(2 + n + 20 * round as usize, 1))).collect();
-        let about: Vec<_> =
-            about.into_iter().map(|member| Member::alive(Identity { peer: peer(5), ..*member.id() })).collect();
+        let stranger = |n| Identity { id: NodeId(u128::from(2000 + 20 * round + n)), ..identity(5, 1) };
+        let about: Vec<_> = (0..20).map(|n| Member::alive(stranger(n))).collect();
         let body = gossip(identity(1, 1), identity(0, 1), &about);
         machine.on_datagram(at(1001 + round), peer(1), &packet::frame(CLUSTER, Kind::Gossip, &body), &mut out);
     }
