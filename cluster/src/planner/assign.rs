@@ -200,7 +200,9 @@ impl Table {
             let open = (0..self.nodes.len()).filter(|&node| self.may_take(shard, leaving, node));
             open.min_by(|&a, &b| self.compare_load(a, b))
         };
-        self.favourite(shard, leaving, |s| s.ceil).or_else(|| self.favourite(shard, leaving, |s| s.high)).or_else(least)
+        // Those that would have to pull later come first, so that no copy moves twice.
+        let bounds: [fn(&Share) -> usize; 3] = [|share| share.low, |share| share.ceil, |share| share.high];
+        bounds.into_iter().find_map(|bound| self.favourite(shard, leaving, bound)).or_else(least)
     }
 
     /// As [`Table::taker`]; and better two copies in one zone than one copy.
