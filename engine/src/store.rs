@@ -1282,6 +1282,7 @@ mod tests {
         assert!(store.wants_purge(shard), "beyond the limit, and still there");
 
         let floor = Version { hlc: Hlc::new(899, u16::MAX), node: 0 };
+        let newer = Version { hlc: Hlc::new(900, 0), node: 7 };
         let (mut from, mut forgotten, mut slices) = (Some(KeyHash(0)), 0, 0);
         while let Some(at) = from {
             let purged = store.purge_below(shard, floor, at, 100).unwrap();
@@ -1291,11 +1292,16 @@ mod tests {
             let version = Version { hlc: Hlc::new(899, 0), node: 7 };
             let late = Entry { key: b"{tag}5", value: b"v", version, expires_at: 0, tombstone: false };
             assert_eq!(store.merge(late, 1000), Ok(Merged::BelowFloor));
+            if slices == 10 {
+                // Behind where the purge is, and older than what it has left.
+                let grave = Entry { key: b"{tag}new", value: b"", version: newer, expires_at: 0, tombstone: true };
+                assert_eq!(store.merge(grave, 1000), Ok(Merged::Applied));
+            }
             store.invariants();
         }
         assert_eq!((forgotten, slices), (901, 11));
-        assert_eq!((store.tombstones(shard), store.tombstone_floor(shard)), (100, floor));
-        assert_eq!(store.oldest_tombstone(shard).unwrap().hlc.millis(), 900);
+        assert_eq!((store.tombstones(shard), store.tombstone_floor(shard)), (101, floor));
+        assert_eq!(store.oldest_tombstone(shard), Some(newer));
         store.purge_below(shard, Version { hlc: Hlc::new(1000, 0), node: 0 }, KeyHash(0), usize::MAX).unwrap();
         assert_eq!((store.stats().tombstones, store.stats().tombstone_bytes), (0, 0));
         assert_eq!(store.oldest_tombstone(shard), None);
@@ -1374,6 +1380,10 @@ mod tests {
         let version = store.raw(hash, b"new").unwrap().version;
         let again = Entry { key: b"new", value: b"v", version, expires_at: 300, tombstone: false };
         assert_eq!(store.merge(again, 400), Ok(Merged::Stale), "the same write, not yet expired elsewhere");
+        let version = store.mint(400);
+        let late = Entry { key: b"late", value: b"v", version, expires_at: 400, tombstone: false };
+        assert_eq!(store.merge(late, 400), Ok(Merged::Applied));
+        assert_eq!((store.stats().tombstones, store.stats().keys), (6, 0), "expired when it came");
         store.invariants();
     }
 
