@@ -37,6 +37,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod coordinator;
 pub mod hints;
 pub mod ids;

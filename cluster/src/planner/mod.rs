@@ -285,6 +285,15 @@ fn voters(map: &Map, view: &View) -> Option<Change> {
     (seats != present).then_some(Change::Voters(seats))
 }
 
+/// Whether a filled replica may count. Its former self may still run, given up but unaware: together with those that have not
+/// adopted this epoch it must not make a quorum of reads. Sources of a fill have adopted it, which is enough where `w` and `r`
+/// are majorities; for a smaller `r` more of them must.
+fn may_count(map: &Map, view: &View, placement: &Placement) -> bool {
+    let serving = || placement.replicas.iter().filter(|r| !r.filling && !is_lost(map, r.node));
+    let adopted = serving().filter(|r| view.has_adopted(r.node, placement.epoch)).count();
+    adopted >= map.quorums.blocks_reads(placement.replicas.len()).min(serving().count())
+}
+
 /// The way out of the stage that a shard is in, if it is open.
 fn leave_stage(map: &Map, view: &View, shard: u16, placement: &Placement) -> Option<Transition> {
     let copies = placement.replicas.len();
@@ -293,7 +302,9 @@ fn leave_stage(map: &Map, view: &View, shard: u16, placement: &Placement) -> Opt
     match placement.stage {
         Stage::Normal => {
             let filling = || placement.replicas.iter().filter(|r| r.filling).map(|r| r.node);
-            if let Some(node) = filling().find(|&node| has_filled(node) && !is_lost(map, node)) {
+            if let Some(node) = filling().find(|&node| has_filled(node) && !is_lost(map, node))
+                && may_count(map, view, placement)
+            {
                 return Some(Transition::Filled { node });
             }
             let nobody_serves = filling().count() == copies;

@@ -306,6 +306,10 @@ fn keeps_rules(now: Millis, map: &Map, view: &View, change: &Change) {
             }
             Transition::Filled { node } => {
                 assert!(view.filled.contains(&(step.shard, placement.epoch, node)) && placement.is_filling(node));
+                // Who was there before and those that are late must not answer a read of an older epoch together.
+                let late = |r: &&Replica| !r.filling && standing(r.node) != Standing::Lost && !adopted(&&r.node);
+                let late = placement.replicas.iter().filter(late).count();
+                assert!(late == 0 || late + 1 < r, "{late} of {old:?} and a former life may answer");
             }
             Transition::Replace { old, new } => {
                 assert!(

@@ -1,0 +1,879 @@
+//! The control plane of one node: who is there, which map holds, and what is to change.
+//!
+//! One per node, on its first core. It joins four machines and decides nothing of its own but who speaks when:
+//!
+//! ```text
+//!   datagrams ──▶ membership ──── who is alive ────────────▶ all cores
+//!                     │
+//!                     ▼ view
+//!                  planner ── change ──▶ proposer ──▶ voters (acceptors) of other nodes
+//!                     ▲                     │ chosen
+//!   status of peers ──┘                     ▼
+//!                                        the map ──────────▶ all cores, all nodes, disk
+//! ```
+//!
+//! - **Joining.** A node that was given seeds asks one after the other to propose its admission, until it sees a map that names this
+//!   life. A node without seeds founds a cluster. Either way it serves nothing before it has a chosen map that names it.
+//! - **Learning.** Only chosen values are maps. Whoever had one chosen sends it to everybody; who missed it sees the epoch in
+//!   the next message of any peer, and asks.
+//! - **Leading.** The lowest voter that is alive plans. That is a convention which saves work, nothing depends on it: two
+//!   leaders only make each other's proposals stale.
+//! - **Dying.** A life that the map has given up cannot come back: [`Event::Expelled`], and the driver starts
+//!   another one.
+//!
+//! What a voter says leaves only when what it promised is on disk: see [`Output::disk`].
+
+pub mod message;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use gridkv_engine::Millis;
+
+use crate::ids::{NodeId, NodeNo, Now};
+use crate::map::{Candidate, Change, Map, Refusal};
+use crate::membership::{self, Identity, Membership};
+use crate::planner::{self, Planner};
+use crate::quorum::Quorums;
+use crate::register::{self, Acceptor, Head, Proposer, RegisterMessage, Rules};
+use message::{Body, Envelope, Sender};
+
+/// How a node comes to its cluster.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// It founds one.
+    Found {
+        /// The number of the new cluster: random, not 0.
+        cluster: u64,
+        /// Seed of its key hash.
+        seed: u64,
+        /// Its shards.
+        shards: u16,
+        /// Its copies and quorums.
+        quorums: Quorums,
+    },
+    /// It joins through one of these peer addresses.
+    Join(Vec<SocketAddr>),
+}
+
+/// What a node's directory remembers of its former lives.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// The last map that it adopted.
+    pub map: Option<Map>,
+    /// What it promised as a voter.
+    pub voter: register::State,
+}
+
+/// What a control plane starts with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How this node comes to its cluster.
+    pub start: Start,
+    /// Shards that this node is built for: a cluster with another number refuses it, and it the cluster.
+    pub shards: u16,
+    /// What is to become known of this node.
+    pub about: Candidate,
+    /// Times of the membership.
+    pub membership: membership::Settings,
+    /// What the planner may do.
+    pub planner: planner::Settings,
+}
+
+/// What happened, for logs, metrics and applications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This life was admitted.
+    Admitted(NodeNo),
+    /// A node can be reached.
+    Up(NodeId),
+    /// A node cannot be reached any more.
+    Down(NodeId),
+    /// A node left on purpose.
+    Left(NodeId),
+    /// This node has to think that it is cut off, or no more.
+    Isolated(bool),
+    /// A new map was adopted.
+    Map(u64),
+    /// The cluster refuses this node for good: why.
+    Refused(String),
+    /// Another process runs with this node's id.
+    Duplicate {
+        /// The life that the others know.
+        boot: u64,
+    },
+    /// The cluster went on without this life; the node may come back as another.
+    Expelled,
+}
+
+/// What is to be done by the driver, which drains it.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Datagrams to peer addresses.
+    pub datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    /// Control messages to peer addresses; they may be lost.
+    pub messages: Vec<(SocketAddr, Vec<u8>)>,
+    /// In this order: what must be on disk, and the messages that may leave once it is. When writing fails, neither these
+    /// messages nor later ones of this list may leave.
+    pub disk: VecDeque<Disk>,
+    /// A map for all cores, with the number of this life in it (0 = none). [`Control::on_adopted`] tells when all have it.
+    pub adopt: Option<(Arc<Map>, NodeNo)>,
+    /// Who can be reached, for all cores.
+    pub alive: Option<BTreeSet<NodeNo>>,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// Ends of [`Control::propose`], by token: why it was refused, if it was.
+    pub proposed: Vec<(u64, Result<(), String>)>,
+}
+
+/// A voter's step: first the disk, then the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The voter's state, if it has changed ([`register::slots`] has its format).
+    pub voter: Option<Vec<u8>>,
+    /// Who is told then.
+    pub then: Option<(SocketAddr, Vec<u8>)>,
+}
+
+/// What the register's bytes mean.
+#[derive(Clone, Copy, Debug, Default)]
+struct Maps;
+
+impl Rules for Maps {
+    type Change = Change;
+    type Refusal = Refusal;
+
+    fn head(&self, value: &[u8]) -> Option<Head> {
+        let map = Map::decode(value).ok()?;
+        let config = register::Config { voters: map.voters, next: map.next_voters };
+        Some(Head { epoch: map.epoch, config })
+    }
+
+    fn apply(&self, current: &[u8], change: &Change) -> Result<Vec<u8>, Refusal> {
+        let map = Map::decode(current).map_err(Refusal::Invalid)?;
+        map.apply(change).map(|next| next.encode())
+    }
+}
+
+/// Who waits for a proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Waits {
+    /// A node that wants to join.
+    Joiner(SocketAddr, NodeId),
+    /// A peer whose operator asked.
+    Peer(SocketAddr, u64),
+    /// An operator at this node.
+    Operator(u64),
+    /// The planner, or nobody.
+    Nobody,
+}
+
+/// What a peer said of itself.
+#[derive(Clone, Debug, Default)]
+struct Status {
+    adopted: u64,
+    filled: Vec<(u16, u64)>,
+}
+
+/// Proposals that wait for their turn, at most.
+const MAX_WAITING: usize = 256;
+/// How often a node that is not a member asks.
+const JOIN_MS: Millis = 500;
+/// How often a node tells its status, and how soon after a change.
+const STATUS_MS: Millis = 1000;
+const STATUS_SOON_MS: Millis = 20;
+/// How often the leader plans when nothing has changed.
+const PLAN_MS: Millis = 500;
+/// How soon it plans after something has.
+const PLAN_SOON_MS: Millis = 10;
+/// How often a peer is sent a map it lacks, at most.
+const SEND_MAP_MS: Millis = 200;
+/// How long a proposal may take.
+const PROPOSE_MS: Millis = 3000;
+
+/// See the head of the file.
+pub struct Control {
+    settings: Settings,
+    cluster: u64,
+    /// This life's number; 0 before it is admitted.
+    me: NodeNo,
+    map: Option<Arc<Map>>,
+    membership: Option<Membership>,
+    swim: membership::Output,
+    acceptor: Acceptor,
+    proposer: Proposer<Maps>,
+    planner: Planner,
+    /// What is being proposed, and what waits.
+    proposing: Option<Waits>,
+    waiting: VecDeque<(Change, Waits)>,
+    statuses: BTreeMap<NodeNo, Status>,
+    adopted: u64,
+    filled: BTreeSet<(u16, u64)>,
+    alive: BTreeSet<NodeNo>,
+    /// Since when members are out of reach.
+    away_since: BTreeMap<NodeNo, Millis>,
+    /// Maps sent lately, by address.
+    map_sent: BTreeMap<SocketAddr, Millis>,
+    next_seed: usize,
+    join_at: Option<Millis>,
+    status_at: Millis,
+    plan_at: Millis,
+    refused: bool,
+    seed: u64,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let epoch = self.epoch();
+        f.debug_struct("Control")
+            .field("me", &self.me)
+            .field("epoch", &epoch)
+            .field("alive", &self.alive)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// The control plane of one life. `seed` feeds its pauses and phases.
+    pub fn new(settings: Settings, remembered: Remembered, seed: u64) -> Control {
+        let cluster = match (&remembered.map, &settings.start) {
+            (Some(map), _) => map.cluster,
+            (None, Start::Found { cluster, .. }) => *cluster,
+            (None, Start::Join(_)) => 0,
+        };
+        let hint = remembered.voter.accepted.as_ref().map(|(_, value)| value.as_slice());
+        let mut proposer = Proposer::new(Maps, NodeNo(0), settings.about.boot, seed, hint);
+        if let Some(map) = &remembered.map {
+            // It was adopted, so it was chosen.
+            proposer.learn(&map.encode());
+        }
+        Control {
+            planner: Planner::new(settings.planner),
+            cluster,
+            me: NodeNo(0),
+            map: remembered.map.map(Arc::new),
+            membership: None,
+            swim: membership::Output::default(),
+            acceptor: Acceptor::new(remembered.voter),
+            proposer,
+            proposing: None,
+            waiting: VecDeque::new(),
+            statuses: BTreeMap::new(),
+            adopted: 0,
+            filled: BTreeSet::new(),
+            alive: BTreeSet::new(),
+            away_since: BTreeMap::new(),
+            map_sent: BTreeMap::new(),
+            next_seed: 0,
+            join_at: Some(0),
+            status_at: Millis::MAX,
+            plan_at: Millis::MAX,
+            refused: false,
+            seed,
+            settings,
+        }
+    }
+
+    /// The map that this node knows, adopted by all cores or not yet.
+    pub fn map(&self) -> Option<&Arc<Map>> {
+        self.map.as_ref()
+    }
+
+    /// The number of this life; 0 before it is admitted.
+    pub fn me(&self) -> NodeNo {
+        self.me
+    }
+
+    /// What this node says of itself.
+    pub fn about(&self) -> &Candidate {
+        &self.settings.about
+    }
+
+    /// The other nodes as the membership sees them.
+    pub fn members(&self) -> impl Iterator<Item = &membership::MemberView> {
+        self.membership.iter().flat_map(Membership::members)
+    }
+
+    /// The membership, once there is one.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.membership.as_ref()
+    }
+
+    /// Lives that can be reached.
+    pub fn alive(&self) -> &BTreeSet<NodeNo> {
+        &self.alive
+    }
+
+    /// Who plans, as far as this node can see.
+    pub fn leader(&self) -> Option<NodeNo> {
+        let map = self.map.as_ref()?;
+        let seats: BTreeSet<NodeNo> = map.voters.iter().copied().collect();
+        seats.into_iter().filter_map(|seat| map.seated(seat)).map(|m| m.no).find(|no| self.alive.contains(no))
+    }
+
+    fn epoch(&self) -> u64 {
+        self.map.as_ref().map_or(0, |map| map.epoch)
+    }
+
+    /// The seat of this node, if it ever was admitted.
+    fn seat(&self) -> Option<NodeNo> {
+        let map = self.map.as_ref()?;
+        map.members.iter().rev().find(|m| m.about.id == self.settings.about.id).map(|m| m.seat)
+    }
+
+    fn sender(&self) -> Sender {
+        let about = &self.settings.about;
+        Sender {
+            cluster: self.cluster,
+            shards: self.settings.shards,
+            id: about.id,
+            boot: about.boot,
+            no: self.me,
+            peer: about.peer,
+            epoch: self.epoch(),
+        }
+    }
+
+    fn envelope(&self, body: Body) -> Vec<u8> {
+        Envelope { sender: self.sender(), body }.encode()
+    }
+
+    fn send(&self, to: SocketAddr, body: Body, out: &mut Output) {
+        out.messages.push((to, self.envelope(body)));
+    }
+
+    /// A datagram came.
+    pub fn on_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8], out: &mut Output) {
+        if let Some(membership) = &mut self.membership {
+            membership.on_datagram(now, from, bytes, &mut self.swim);
+            self.after_gossip(now, out);
+        }
+    }
+
+    /// A control message came, from another node or from this one. Those of other clusters are answered with a refusal or
+    /// dropped.
+    pub fn on_message(&mut self, now: Now, bytes: &[u8], out: &mut Output) {
+        let Ok(Envelope { sender, body }) = Envelope::decode(bytes) else { return };
+        if let Err(text) = self.fits(&sender) {
+            // A stranger is told why; somebody who refuses us is believed below.
+            if matches!(body, Body::Join(_)) {
+                self.send(sender.peer, Body::Refused(text), out);
+                return;
+            }
+            if !matches!(body, Body::Refused(_)) {
+                return;
+            }
+        }
+        match body {
+            Body::Register { to, from, message } => self.on_register(now, (to, from), sender.peer, message, out),
+            Body::Gossip(bytes) => {
+                if let Some(membership) = &mut self.membership {
+                    membership.on_control(now, &bytes, &mut self.swim);
+                    self.after_gossip(now, out);
+                }
+            }
+            Body::Join(candidate) => self.on_join(now, candidate, out),
+            Body::Refused(text) => {
+                if self.me == NodeNo(0) && !self.refused {
+                    self.refused = true;
+                    out.events.push(Event::Refused(text));
+                }
+                return;
+            }
+            Body::MapWanted => self.send_map(now, sender.peer, out),
+            Body::Map(bytes) => {
+                if let Ok(map) = Map::decode(&bytes)
+                    && (self.cluster == 0 || map.cluster == self.cluster)
+                {
+                    self.learn(now, map, out);
+                }
+            }
+            Body::Status { adopted, filled } => self.on_status(now, sender.no, Status { adopted, filled }),
+            Body::Propose { token, change } => self.ask(now, change, Waits::Peer(sender.peer, token), out),
+            Body::Proposed { token, refused } => out.proposed.push((token, refused.map_or(Ok(()), Err))),
+        }
+        // Whoever is behind is helped along.
+        if sender.epoch > self.epoch() {
+            self.send(sender.peer, Body::MapWanted, out);
+        } else if sender.epoch < self.epoch() && sender.no != NodeNo(0) && sender.id != self.settings.about.id {
+            self.send_map(now, sender.peer, out);
+        }
+    }
+
+    /// Whether a sender may be of our cluster.
+    fn fits(&self, sender: &Sender) -> Result<(), String> {
+        if sender.cluster != 0 && self.cluster != 0 && sender.cluster != self.cluster {
+            return Err(format!(
+                "this node belongs to cluster {:016x}, not {:016x}: remove the directory of one of them, or correct the seeds",
+                self.cluster, sender.cluster
+            ));
+        }
+        if sender.shards != self.settings.shards {
+            return Err(format!(
+                "the cluster has {} shards and the node {}: start it with --shards {0}",
+                self.settings.shards, sender.shards
+            ));
+        }
+        Ok(())
+    }
+
+    fn send_map(&mut self, now: Now, to: SocketAddr, out: &mut Output) {
+        let Some(map) = &self.map else { return };
+        let lately = self.map_sent.get(&to).is_some_and(|&at| at + SEND_MAP_MS > now.mono);
+        if !lately {
+            let body = Body::Map(map.encode());
+            self.map_sent.retain(|_, at| *at + SEND_MAP_MS > now.mono);
+            self.map_sent.insert(to, now.mono);
+            self.send(to, body, out);
+        }
+    }
+
+    fn on_register(
+        &mut self,
+        now: Now,
+        (to, from): (NodeNo, NodeNo),
+        peer: SocketAddr,
+        message: RegisterMessage,
+        out: &mut Output,
+    ) {
+        match &message {
+            RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => {
+                // A founder has no map yet when it asks itself.
+                if self.seat().is_some_and(|seat| seat != to) {
+                    return;
+                }
+                if let Some(answer) = self.acceptor.on_message(message) {
+                    let voter = answer.persist.then(|| self.acceptor.encode_state());
+                    let body = Body::Register { to: from, from: to, message: answer.reply };
+                    out.disk.push_back(Disk { voter, then: Some((peer, self.envelope(body))) });
+                }
+            }
+            _ => {
+                let mut wants = Vec::new();
+                self.proposer.on_message(now, from, message, &mut wants);
+                self.follow(now, wants, out);
+            }
+        }
+    }
+
+    /// Does what the proposer wants.
+    fn follow(&mut self, now: Now, wants: Vec<register::Output<Refusal>>, out: &mut Output) {
+        for want in wants {
+            match want {
+                register::Output::Send { to, message } => {
+                    let at = match &self.map {
+                        Some(map) => map.members.iter().rev().find(|m| m.seat == to).map(|m| m.about.peer),
+                        None => Some(self.settings.about.peer),
+                    };
+                    if let Some(at) = at {
+                        let from = self.seat().unwrap_or(NodeNo(0));
+                        self.send(at, Body::Register { to, from, message }, out);
+                    }
+                }
+                register::Output::Learned(value) => {
+                    if let Ok(map) = Map::decode(&value) {
+                        let fresh = map.epoch > self.epoch();
+                        self.learn(now, map, out);
+                        if fresh {
+                            self.spread(out);
+                        }
+                    }
+                }
+                register::Output::Done(outcome) => self.proposed(now, outcome, out),
+            }
+        }
+    }
+
+    /// Sends the map to every member.
+    fn spread(&self, out: &mut Output) {
+        let Some(map) = &self.map else { return };
+        let bytes = self.envelope(Body::Map(map.encode()));
+        for member in map.present().filter(|m| m.about.id != self.settings.about.id) {
+            out.messages.push((member.about.peer, bytes.clone()));
+        }
+    }
+
+    fn proposed(&mut self, now: Now, outcome: register::Outcome<Refusal>, out: &mut Output) {
+        use register::Outcome;
+        let waits = self.proposing.take().unwrap_or(Waits::Nobody);
+        let refused = match &outcome {
+            Outcome::Chosen(_) | Outcome::Exists(_) => None,
+            Outcome::Refused(refusal) => Some(refusal.to_string()),
+            Outcome::Illegal => Some("the change makes no valid map".into()),
+            Outcome::Unavailable => Some("too few voters answer; nothing was changed".into()),
+            Outcome::Unknown => Some("too few voters answer; the change may still come".into()),
+        };
+        match waits {
+            Waits::Joiner(peer, id) => match &outcome {
+                // It will ask again.
+                Outcome::Unavailable | Outcome::Unknown => {}
+                // It is in the map already, or a former life is.
+                Outcome::Refused(Refusal::Duplicate { boot, .. }) => {
+                    let known = self.map.as_ref().and_then(|map| map.life_of(id)).is_some_and(|m| m.about.peer == peer);
+                    match known {
+                        true => self.send_map(now, peer, out),
+                        false => {
+                            let text = Refusal::Duplicate { id, boot: *boot }.to_string();
+                            self.send(peer, Body::Refused(text), out);
+                        }
+                    }
+                }
+                _ => match refused {
+                    None => self.send_map(now, peer, out),
+                    Some(text) => self.send(peer, Body::Refused(text), out),
+                },
+            },
+            Waits::Peer(peer, token) => self.send(peer, Body::Proposed { token, refused }, out),
+            Waits::Operator(token) => out.proposed.push((token, refused.map_or(Ok(()), Err))),
+            Waits::Nobody => {}
+        }
+        self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
+        self.next_proposal(now, out);
+    }
+
+    /// Proposes what waits, when the proposer is free.
+    fn next_proposal(&mut self, now: Now, out: &mut Output) {
+        while !self.proposer.is_busy() {
+            let Some((change, waits)) = self.waiting.pop_front() else { return };
+            self.proposing = Some(waits);
+            let mut wants = Vec::new();
+            if self.proposer.propose(now, change, PROPOSE_MS, &mut wants).is_ok() {
+                self.follow(now, wants, out);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Now, change: Change, waits: Waits, out: &mut Output) {
+        let known = self.waiting.iter().any(|(_, known)| *known == waits) || self.proposing.as_ref() == Some(&waits);
+        if known && waits != Waits::Nobody {
+            return;
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            if let Waits::Operator(token) = waits {
+                out.proposed.push((token, Err("too many changes of the map are waiting; try again later".into())));
+            }
+            return;
+        }
+        self.waiting.push_back((change, waits));
+        self.next_proposal(now, out);
+    }
+
+    /// Asks for a change of the map in an operator's name. The end comes in [`Output::proposed`].
+    pub fn propose(&mut self, now: Now, token: u64, change: Change, out: &mut Output) {
+        self.ask(now, change, Waits::Operator(token), out);
+    }
+
+    fn on_join(&mut self, now: Now, candidate: Candidate, out: &mut Output) {
+        let Some(map) = self.map.as_ref().filter(|_| self.me != NodeNo(0)) else { return };
+        let admitted =
+            map.life_of(candidate.id).is_some_and(|m| m.about.boot == candidate.boot && m.about == candidate);
+        if admitted {
+            return self.send_map(now, candidate.peer, out);
+        }
+        let waits = Waits::Joiner(candidate.peer, candidate.id);
+        self.ask(now, Change::Admit(candidate), waits, out);
+    }
+
+    /// A chosen map.
+    fn learn(&mut self, now: Now, map: Map, out: &mut Output) {
+        if map.placements.len() != usize::from(self.settings.shards) {
+            if !self.refused {
+                self.refused = true;
+                let text = format!("the cluster has {} shards: start with --shards {0}", map.placements.len());
+                out.events.push(Event::Refused(text));
+            }
+            return;
+        }
+        if map.epoch <= self.epoch() && self.me != NodeNo(0) {
+            return;
+        }
+        self.proposer.learn(&map.encode());
+        let about = &self.settings.about;
+        let life = map.life_of(about.id).filter(|m| m.about.boot == about.boot).map(|m| m.no);
+        let (before, map) = (self.me, Arc::new(map));
+        self.cluster = map.cluster;
+        self.map = Some(map.clone());
+        self.me = life.unwrap_or(NodeNo(0));
+        out.events.push(Event::Map(map.epoch));
+        out.adopt = Some((map.clone(), self.me));
+        self.proposer.set_node(self.seat().unwrap_or(NodeNo(0)));
+        match (before, self.me) {
+            (NodeNo(0), NodeNo(0)) => {}
+            (NodeNo(0), me) => {
+                out.events.push(Event::Admitted(me));
+                (self.join_at, self.refused) = (None, false);
+                self.start_membership(now, out);
+            }
+            (_, NodeNo(0)) => {
+                out.events.push(Event::Expelled);
+                self.reborn(now, out);
+            }
+            _ => {}
+        }
+        // Lives that are gone have nothing to say any more.
+        self.statuses.retain(|no, _| map.member(*no).is_some());
+        self.filled.retain(|(shard, epoch)| map.placements[usize::from(*shard)].epoch == *epoch);
+        if let Some(membership) = &mut self.membership {
+            membership.on_map(now, map.present().map(|m| m.about.id), &mut self.swim);
+            self.after_gossip(now, out);
+        }
+        self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
+    }
+
+    fn start_membership(&mut self, now: Now, out: &mut Output) {
+        let Some(map) = self.map.clone() else { return };
+        let identity = |about: &Candidate, no| Identity { no, ..Identity::new(about.id, about.boot, about.peer) };
+        let mut settings = self.settings.membership.clone();
+        if let Start::Join(seeds) = &self.settings.start {
+            settings.seeds.clone_from(seeds);
+        }
+        let us = identity(&self.settings.about, self.me);
+        let mut membership = Membership::new(self.cluster, us, settings, self.seed);
+        let others = map.present().filter(|m| m.no != self.me).map(|m| identity(&m.about, m.no));
+        membership.join(now, others, &mut self.swim);
+        self.membership = Some(membership);
+        (self.status_at, self.plan_at) = (now.mono, now.mono);
+        self.after_gossip(now, out);
+    }
+
+    /// This life was given up: the node comes back as another one, with nothing.
+    fn reborn(&mut self, now: Now, out: &mut Output) {
+        self.settings.about.boot = now.wall.max(self.settings.about.boot + 1);
+        self.membership = None;
+        self.adopted = 0;
+        self.filled.clear();
+        self.statuses.clear();
+        self.alive.clear();
+        self.away_since.clear();
+        out.alive = Some(BTreeSet::new());
+        (self.join_at, self.status_at, self.plan_at) = (Some(now.mono), Millis::MAX, Millis::MAX);
+    }
+
+    /// Passes on what the membership wants, and tells the cores who is alive.
+    fn after_gossip(&mut self, now: Now, out: &mut Output) {
+        out.datagrams.extend(self.swim.datagrams());
+        let control: Vec<_> = self.swim.control().collect();
+        for (to, bytes) in control {
+            self.send(to, Body::Gossip(bytes), out);
+        }
+        let events: Vec<_> = self.swim.events().collect();
+        for event in events {
+            use membership::Event as Seen;
+            match event {
+                Seen::Up { id, .. } => out.events.push(Event::Up(id)),
+                Seen::Down { id, .. } => out.events.push(Event::Down(id)),
+                Seen::Left { id, .. } => out.events.push(Event::Left(id)),
+                Seen::Renamed { .. } => {}
+                Seen::Isolated(isolated) => out.events.push(Event::Isolated(isolated)),
+                Seen::DuplicateId { boot } if boot > self.settings.about.boot => {
+                    out.events.push(Event::Duplicate { boot });
+                }
+                Seen::DuplicateId { .. } => {}
+                Seen::Expelled => {
+                    out.events.push(Event::Expelled);
+                    self.me = NodeNo(0);
+                    if let Some(map) = &self.map {
+                        out.adopt = Some((map.clone(), NodeNo(0)));
+                    }
+                    return self.reborn(now, out);
+                }
+            }
+        }
+        let (Some(map), Some(membership)) = (&self.map, &self.membership) else { return };
+        let is_alive = |m: &&crate::map::Member| m.no == self.me || membership.is_alive(m.about.id, m.about.boot);
+        let alive: BTreeSet<NodeNo> = map.present().filter(is_alive).map(|m| m.no).collect();
+        let away: Vec<NodeNo> = map.present().map(|m| m.no).filter(|no| !alive.contains(no)).collect();
+        self.away_since.retain(|no, _| away.contains(no));
+        for no in away {
+            self.away_since.entry(no).or_insert(now.mono);
+        }
+        if alive != self.alive {
+            self.alive = alive.clone();
+            out.alive = Some(alive);
+            self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
+            self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
+        }
+    }
+
+    /// All cores have adopted the map of that epoch.
+    pub fn on_adopted(&mut self, now: Now, epoch: u64) {
+        self.adopted = self.adopted.max(epoch);
+        self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
+    }
+
+    /// A core holds everything of a shard that it needs at that shard epoch.
+    pub fn on_filled(&mut self, now: Now, shard: u16, epoch: u64) {
+        let fits =
+            self.map.as_ref().and_then(|map| map.placements.get(usize::from(shard))).is_some_and(|p| p.epoch == epoch);
+        if fits && self.me != NodeNo(0) {
+            self.filled.insert((shard, epoch));
+            self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
+        }
+    }
+
+    /// A core met a peer with a newer map.
+    pub fn on_wanted(&mut self, from: NodeNo, epoch: u64, out: &mut Output) {
+        let peer = self.map.as_ref().and_then(|map| map.member(from)).map(|m| m.about.peer);
+        if let Some(peer) = peer.filter(|_| epoch > self.epoch()) {
+            self.send(peer, Body::MapWanted, out);
+        }
+    }
+
+    fn on_status(&mut self, now: Now, from: NodeNo, status: Status) {
+        let known = self.map.as_ref().and_then(|map| map.member(from)).is_some();
+        if known {
+            self.statuses.insert(from, status);
+            self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
+        }
+    }
+
+    /// When to call [`Control::on_deadline`].
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let own = [self.join_at, Some(self.status_at), Some(self.plan_at)];
+        let machines = [self.proposer.next_deadline(), self.membership.as_ref().and_then(Membership::next_deadline)];
+        own.into_iter().chain(machines).flatten().filter(|&at| at != Millis::MAX).min()
+    }
+
+    /// Time has passed.
+    pub fn on_deadline(&mut self, now: Now, out: &mut Output) {
+        if self.proposer.next_deadline().is_some_and(|at| at <= now.mono) {
+            let mut wants = Vec::new();
+            self.proposer.on_deadline(now, &mut wants);
+            self.follow(now, wants, out);
+        }
+        if let Some(membership) = &mut self.membership
+            && membership.next_deadline().is_some_and(|at| at <= now.mono)
+        {
+            membership.on_deadline(now, &mut self.swim);
+            self.after_gossip(now, out);
+        }
+        if self.join_at.is_some_and(|at| at <= now.mono) {
+            self.join_at = Some(now.mono + JOIN_MS);
+            self.join(now, out);
+        }
+        if self.status_at <= now.mono {
+            self.status_at = now.mono + STATUS_MS;
+            self.tell_status(now, out);
+        }
+        if self.plan_at <= now.mono {
+            self.plan_at = now.mono + PLAN_MS;
+            self.plan(now, out);
+        }
+        self.next_proposal(now, out);
+    }
+
+    /// One more attempt to be admitted.
+    fn join(&mut self, now: Now, out: &mut Output) {
+        if self.refused {
+            return;
+        }
+        let about = self.settings.about.clone();
+        if let (None, Start::Found { cluster, seed, shards, quorums }) = (&self.map, &self.settings.start) {
+            if !self.proposer.is_busy() {
+                let first = Map::create(*cluster, *seed, *shards, *quorums, about).encode();
+                let mut wants = Vec::new();
+                if self.proposer.create(now, first, PROPOSE_MS, &mut wants).is_ok() {
+                    self.follow(now, wants, out);
+                }
+            }
+            return;
+        }
+        if self.map.is_some() && !self.proposer.is_busy() {
+            // It knows voters from its former life, or from the life that was given up.
+            self.ask(now, Change::Admit(about.clone()), Waits::Nobody, out);
+        }
+        let mut seeds = match &self.settings.start {
+            Start::Join(seeds) => seeds.clone(),
+            Start::Found { .. } => Vec::new(),
+        };
+        let known = self.map.iter().flat_map(|map| map.present()).map(|m| m.about.peer);
+        for peer in known {
+            if !seeds.contains(&peer) {
+                seeds.push(peer);
+            }
+        }
+        seeds.retain(|&seed| seed != about.peer);
+        if !seeds.is_empty() {
+            self.next_seed = (self.next_seed + 1) % seeds.len();
+            self.send(seeds[self.next_seed], Body::Join(about), out);
+        }
+    }
+
+    fn tell_status(&mut self, now: Now, out: &mut Output) {
+        if self.me == NodeNo(0) {
+            return;
+        }
+        let status =
+            Status { adopted: self.adopted, filled: self.filled.iter().copied().take(message::MAX_FILLED).collect() };
+        match self.leader() {
+            Some(leader) if leader == self.me => self.on_status(now, leader, status),
+            Some(leader) => {
+                let peer = self.map.as_ref().and_then(|map| map.member(leader)).map(|m| m.about.peer);
+                if let Some(peer) = peer {
+                    self.send(peer, Body::Status { adopted: status.adopted, filled: status.filled }, out);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Looks for the next change, if this node leads.
+    fn plan(&mut self, now: Now, out: &mut Output) {
+        let Some(map) = self.map.clone() else { return };
+        if self.me == NodeNo(0) || self.leader() != Some(self.me) || self.proposer.is_busy() {
+            return;
+        }
+        let filled = self
+            .statuses
+            .iter()
+            .flat_map(|(&no, status)| status.filled.iter().map(move |&(shard, epoch)| (shard, epoch, no)));
+        let view = planner::View {
+            alive: self.alive.clone(),
+            adopted: self.statuses.iter().map(|(&no, status)| (no, status.adopted)).collect(),
+            filled: filled.collect(),
+            down_since: self.away_since.clone(),
+            isolated: self.is_isolated(),
+        };
+        let change = self.planner.plan(now.mono, &map, &view);
+        if let Some(at) = self.planner.next_deadline() {
+            self.plan_at = self.plan_at.min(at.max(now.mono + PLAN_SOON_MS));
+        }
+        if let Some(change) = change {
+            self.ask(now, change, Waits::Nobody, out);
+        }
+    }
+
+    /// Whether this node has to think that it is the one cut off: it lost most of the map at once, or sees no majority of
+    /// the voters.
+    pub fn is_isolated(&self) -> bool {
+        let Some(map) = &self.map else { return true };
+        let seen = |group: &[NodeNo]| {
+            let alive =
+                group.iter().filter(|&&seat| map.seated(seat).is_some_and(|m| self.alive.contains(&m.no))).count();
+            group.is_empty() || alive > group.len() / 2
+        };
+        self.membership.as_ref().is_none_or(Membership::is_isolated) || !seen(&map.voters) || !seen(&map.next_voters)
+    }
+
+    /// Tells the others that this node leaves.
+    pub fn leave(&mut self, now: Now, out: &mut Output) {
+        if let Some(membership) = &mut self.membership {
+            membership.leave(now, &mut self.swim);
+        }
+        out.datagrams.extend(self.swim.datagrams());
+        let control: Vec<_> = self.swim.control().collect();
+        for (to, bytes) in control {
+            self.send(to, Body::Gossip(bytes), out);
+        }
+    }
+
+    /// Whether everything is within its bounds.
+    pub fn invariants(&self) {
+        assert!(self.waiting.len() <= MAX_WAITING, "proposals that wait are bounded");
+        assert!(self.me == NodeNo(0) || self.map.as_ref().is_some_and(|map| map.member(self.me).is_some()));
+        self.acceptor.invariants();
+    }
+}

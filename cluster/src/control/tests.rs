@@ -1,0 +1,259 @@
+//! Control planes with each other, on a network of this test's own: messages take a millisecond, unless they are cut.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+
+use super::*;
+use crate::map::Stage;
+use crate::map::testing::candidate;
+
+enum What {
+    Datagram(SocketAddr, Vec<u8>),
+    Message(Vec<u8>),
+}
+
+struct Arrival {
+    at: Millis,
+    seq: u64,
+    to: SocketAddr,
+    what: What,
+}
+
+impl PartialEq for Arrival {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+impl Eq for Arrival {}
+impl PartialOrd for Arrival {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Arrival {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.seq).cmp(&(self.at, self.seq))
+    }
+}
+
+#[derive(Default)]
+struct World {
+    now: Millis,
+    seq: u64,
+    nodes: BTreeMap<SocketAddr, Control>,
+    disks: BTreeMap<NodeId, Remembered>,
+    network: BinaryHeap<Arrival>,
+    events: Vec<(NodeId, Event)>,
+    cut: Vec<(SocketAddr, SocketAddr)>,
+}
+
+const QUORUMS: Quorums = Quorums { n: 3, w: 2, r: 2 };
+
+fn founder() -> Start {
+    Start::Found { cluster: 77, seed: 5, shards: 32, quorums: QUORUMS }
+}
+
+fn seeds() -> Start {
+    Start::Join(vec![candidate(1, 0).peer])
+}
+
+impl World {
+    fn clock(&self) -> Now {
+        Now { mono: self.now, wall: 1_000_000 + self.now }
+    }
+
+    fn start(&mut self, n: u16, boot: u64, start: Start) {
+        let about = candidate(n, boot);
+        let settings = Settings {
+            start,
+            shards: 32,
+            about: about.clone(),
+            membership: membership::Settings::default(),
+            planner: planner::Settings::default(),
+        };
+        let remembered = self.disks.entry(about.id).or_default().clone();
+        self.nodes.insert(about.peer, Control::new(settings, remembered, u64::from(n) * 1000 + boot));
+    }
+
+    fn kill(&mut self, n: u16) {
+        self.nodes.remove(&candidate(n, 0).peer);
+    }
+
+    fn push(&mut self, from: SocketAddr, to: SocketAddr, what: What) {
+        if !self.cut.contains(&(from, to)) {
+            self.seq += 1;
+            self.network.push(Arrival { at: self.now + 1, seq: self.seq, to, what });
+        }
+    }
+
+    /// Does what one node wants; its cores adopt and fill at once.
+    fn act(&mut self, at: SocketAddr, mut out: Output) {
+        for (to, bytes) in out.datagrams.drain(..) {
+            self.push(at, to, What::Datagram(at, bytes));
+        }
+        for (to, bytes) in out.messages.drain(..) {
+            self.push(at, to, What::Message(bytes));
+        }
+        let id = self.nodes[&at].about().id;
+        for Disk { voter, then } in out.disk.drain(..) {
+            if let Some(bytes) = voter {
+                let disk = self.disks.get_mut(&id).unwrap();
+                disk.voter = register::slots::decode_state(&bytes).unwrap();
+            }
+            if let Some((to, bytes)) = then {
+                self.push(at, to, What::Message(bytes));
+            }
+        }
+        self.events.extend(out.events.drain(..).map(|event| (id, event)));
+        let now = self.clock();
+        if let Some((map, me)) = out.adopt.take() {
+            self.disks.get_mut(&id).unwrap().map = Some((*map).clone());
+            let control = self.nodes.get_mut(&at).unwrap();
+            control.on_adopted(now, map.epoch);
+            for (shard, placement) in map.placements.iter().enumerate().filter(|(_, p)| p.is_filling(me)) {
+                control.on_filled(now, shard as u16, placement.epoch);
+            }
+        }
+        self.nodes[&at].invariants();
+    }
+
+    fn run_until(&mut self, deadline: Millis, mut done: impl FnMut(&World) -> bool) -> bool {
+        let end = self.now + deadline;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            let timers = self.nodes.values().filter_map(Control::next_deadline).min().unwrap_or(end);
+            let arrivals = self.network.peek().map_or(end, |arrival| arrival.at);
+            self.now = timers.min(arrivals).max(self.now).min(end);
+            let now = self.clock();
+            while self.network.peek().is_some_and(|arrival| arrival.at <= self.now) {
+                let Arrival { to, what, .. } = self.network.pop().unwrap();
+                let Some(control) = self.nodes.get_mut(&to) else { continue };
+                let mut out = Output::default();
+                match what {
+                    What::Datagram(from, bytes) => control.on_datagram(now, from, &bytes, &mut out),
+                    What::Message(bytes) => control.on_message(now, &bytes, &mut out),
+                }
+                self.act(to, out);
+            }
+            let due = self.nodes.iter().filter(|(_, c)| c.next_deadline().is_some_and(|at| at <= self.now));
+            let due: Vec<_> = due.map(|(at, _)| *at).collect();
+            for at in due {
+                let mut out = Output::default();
+                self.nodes.get_mut(&at).unwrap().on_deadline(now, &mut out);
+                self.act(at, out);
+            }
+        }
+        done(self)
+    }
+
+    /// Whether all nodes share a map in which every shard rests on `copies` replicas that serve.
+    fn at_rest(&self, nodes: usize, copies: usize) -> bool {
+        let mut maps = self.nodes.values().map(|control| control.map());
+        let Some(Some(first)) = maps.next() else { return false };
+        let same = maps.all(|map| map.is_some_and(|map| map.epoch == first.epoch));
+        let alive = self.nodes.values().all(|control| control.alive().len() == nodes && control.me() != NodeNo(0));
+        let full = first
+            .placements
+            .iter()
+            .all(|p| p.stage == Stage::Normal && p.replicas.len() == copies && p.replicas.iter().all(|r| !r.filling));
+        same && alive && full && first.present().count() == nodes && first.next_voters.is_empty()
+    }
+
+    fn three(&mut self) {
+        self.start(1, 1, founder());
+        self.start(2, 1, seeds());
+        self.start(3, 1, seeds());
+        assert!(self.run_until(60_000, |world| world.at_rest(3, 3)), "{:?}", self.nodes);
+    }
+}
+
+#[test]
+fn three_nodes_become_a_cluster_with_three_copies_and_three_voters() {
+    let mut world = World::default();
+    world.three();
+    let map = world.nodes.values().next().unwrap().map().unwrap().clone();
+    assert_eq!((map.cluster, map.voters.len()), (77, 3));
+    assert!(world.now < 15_000, "it took {} ms", world.now);
+}
+
+#[test]
+fn a_killed_node_comes_back_as_another_life_and_is_filled() {
+    let mut world = World::default();
+    world.three();
+    world.kill(2);
+    let gone = |world: &World| world.nodes.values().all(|control| control.alive().len() == 2);
+    assert!(world.run_until(10_000, gone), "its death is noticed");
+    world.start(2, 2, seeds());
+    assert!(world.run_until(30_000, |world| world.at_rest(3, 3)), "{:?}", world.nodes);
+    let map = world.nodes.values().next().unwrap().map().unwrap();
+    let life = map.life_of(NodeId(2)).unwrap();
+    assert_eq!((life.about.boot, life.seat.0 <= 3, life.no.0 > 3), (2, true, true));
+}
+
+#[test]
+fn a_founder_that_restarts_finds_its_cluster_again() {
+    let mut world = World::default();
+    world.three();
+    world.kill(1);
+    assert!(world.run_until(10_000, |world| world.nodes.values().all(|control| control.alive().len() == 2)));
+    world.start(1, 2, founder());
+    assert!(world.run_until(30_000, |world| world.at_rest(3, 3)), "{:?}", world.nodes);
+}
+
+#[test]
+fn a_dead_node_is_replaced_and_told_so_when_it_returns() {
+    let mut world = World::default();
+    world.three();
+    world.start(4, 1, seeds());
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)));
+    // Node 3 is cut off for a minute, and alive all the while.
+    let cut = candidate(3, 0).peer;
+    let others: Vec<_> = world.nodes.keys().copied().filter(|at| *at != cut).collect();
+    world.cut = others.iter().flat_map(|&at| [(at, cut), (cut, at)]).collect();
+    let replaced = |world: &World| {
+        let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
+        map.life_of(NodeId(3)).is_none() && map.placements.iter().all(|p| p.replicas.iter().all(|r| !r.filling))
+    };
+    assert!(world.run_until(90_000, replaced), "the others go on without it");
+    world.cut.clear();
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)), "{:?}", world.nodes);
+    assert!(world.events.contains(&(NodeId(3), Event::Expelled)));
+}
+
+#[test]
+fn another_cluster_and_another_shard_count_are_refused_with_a_reason() {
+    let mut world = World::default();
+    world.three();
+    let other = Map::create(78, 0, 32, QUORUMS, candidate(9, 1));
+    world.disks.insert(NodeId(9), Remembered { map: Some(other), ..Remembered::default() });
+    world.start(9, 2, seeds());
+    let refused = |world: &World| world.events.iter().any(|(id, e)| *id == NodeId(9) && matches!(e, Event::Refused(_)));
+    assert!(world.run_until(5_000, refused));
+    let Some((_, Event::Refused(text))) = world.events.iter().find(|(_, e)| matches!(e, Event::Refused(_))) else {
+        unreachable!()
+    };
+    assert!(text.contains("cluster 000000000000004d"), "{text}");
+    let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
+    assert!(map.life_of(NodeId(9)).is_none());
+}
+
+#[test]
+fn an_operator_drains_a_node() {
+    let mut world = World::default();
+    world.three();
+    world.start(4, 1, seeds());
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)));
+    let at = candidate(1, 0).peer;
+    let no = world.nodes[&at].map().unwrap().life_of(NodeId(4)).unwrap().no;
+    let mut out = Output::default();
+    let now = world.clock();
+    world.nodes.get_mut(&at).unwrap().propose(now, 1, Change::Drain(no, true), &mut out);
+    world.act(at, out);
+    let drained = |world: &World| {
+        let map = world.nodes[&at].map().unwrap();
+        map.placements.iter().all(|p| !p.names(no) && p.stage == Stage::Normal)
+    };
+    assert!(world.run_until(120_000, drained), "{:?}", world.nodes);
+}
