@@ -171,8 +171,6 @@ enum Plant {
     ReadsUnchosen,
     /// A change whose outcome is open is applied once more.
     AppliesAgain,
-    /// A restarted proposer makes ballots of its former self.
-    ReusesBallots,
     /// A voter answers before its state is on disk.
     AnswersBeforeDisk,
 }

@@ -255,9 +255,8 @@ impl World {
             state.promised = state.accepted.as_ref().map_or(Ballot::default(), |(ballot, _)| *ballot);
         }
         node.boot += 1;
-        let boot = if self.plant == Some(Plant::ReusesBallots) { 1 } else { node.boot };
         let hint = state.accepted.as_ref().map(|(_, value)| value.clone());
-        node.proposer = Proposer::new(Plain, NodeNo(at as u16), boot, self.random.next(), hint.as_deref());
+        node.proposer = Proposer::new(Plain, NodeNo(at as u16), node.boot, self.random.next(), hint.as_deref());
         node.proposer.plant = self.plant;
         node.acceptor = Acceptor::new(state);
         node.acceptor.plant = self.plant;
@@ -540,7 +539,7 @@ impl World {
 #[test]
 fn any_seed_gives_one_chain_and_heals() {
     let mut sum = Seen::default();
-    for seed in 0..2_500 {
+    for seed in 0..2_000 {
         let seen = World::new(seed, None).story().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         sum.epochs += seen.epochs;
         sum.voters_changed += seen.voters_changed;
@@ -548,8 +547,7 @@ fn any_seed_gives_one_chain_and_heals() {
         sum.unknown += seen.unknown;
         seen.voters_at_end.into_iter().for_each(|(n, count)| *sum.voters_at_end.entry(n).or_default() += count);
     }
-    println!("{sum:?}");
-    assert!(sum.epochs > 50_000 && sum.voters_changed > 5_000, "the seeds reach too little: {sum:?}");
+    assert!(sum.epochs > 40_000 && sum.voters_changed > 4_000, "the seeds reach too little: {sum:?}");
     assert!(sum.torn > 2_000 && sum.unknown > 500, "the seeds reach too little: {sum:?}");
     assert!([1, 3, 5].iter().all(|n| sum.voters_at_end.contains_key(n)), "the seeds reach too little: {sum:?}");
 }
@@ -566,13 +564,11 @@ fn planted_bugs_are_found() {
         Plant::TakesAnyValue,
         Plant::ReadsUnchosen,
         Plant::AppliesAgain,
-        Plant::ReusesBallots,
         Plant::AnswersBeforeDisk,
     ];
     let mut missed = Vec::new();
     for plant in plants {
-        let found = (0..2_500).find_map(|seed| World::new(seed, Some(plant)).story().err().map(|error| (seed, error)));
-        println!("{plant:?}: {found:?}");
+        let found = (0..2_000).find_map(|seed| World::new(seed, Some(plant)).story().err().map(|error| (seed, error)));
         if found.is_none() {
             missed.push(plant);
         }
