@@ -25,7 +25,7 @@ use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Merged, StoreError};
 
 use crate::ids::NodeNo;
-use crate::outbox::{Class, Failure, Outcome, Value};
+use crate::outbox::{Changed, Class, Failure, Found, Outcome, Value};
 use crate::planted::Bug;
 use crate::quorum::{Level, Standing, Tally};
 use crate::shards::Context;
@@ -82,8 +82,8 @@ enum Then {
     Answer,
     /// The key is deleted, if it is there.
     Delete,
-    /// One key less to wait for, of an ordered command.
-    Join,
+    /// One key less to wait for, of a command: the number of the key.
+    Join(u32),
 }
 
 #[derive(Debug)]
@@ -120,6 +120,8 @@ struct Op {
 struct Joined {
     left: usize,
     failed: Option<Outcome>,
+    /// What was read, by the number of the key; `None` for writes.
+    found: Option<Vec<Found>>,
 }
 
 /// A place for an operation; its generation tells a late answer from a fitting one.
@@ -168,8 +170,6 @@ struct Writing {
     then: Option<Then>,
     /// The write is the tombstone of a key that was there.
     existed: bool,
-    /// A replica has it already.
-    begun: bool,
 }
 
 /// How a key is read and what comes of it.
@@ -213,7 +213,8 @@ impl Coordinator {
             self.places.len() as u32 - 1
         });
         let place = &mut self.places[index as usize];
-        place.generation = place.generation.wrapping_add(1).max(1);
+        // The highest bits of an operation's number say whose it is.
+        place.generation = ((place.generation + 1) % GENERATIONS).max(1);
         place.op = Some(op);
         u64::from(place.generation) << 32 | u64::from(index)
     }
@@ -265,32 +266,11 @@ impl Coordinator {
         let version = cx.store.mint(cx.now.wall);
         let held = Held { value: value.unwrap_or_default().to_vec(), version, expires_at, tombstone: value.is_none() };
         let deadline = cx.now.mono + self.limits.timeout_ms;
-        self.begin_write(
-            cx,
-            (hash, key.into()),
-            held,
-            Writing { token, level, deadline, then: None, existed: false, begun: false },
-        );
-    }
-
-    /// Stores an entry of this core's store on the other replicas.
-    pub(crate) fn replicate(&mut self, cx: &mut Context<'_>, token: u64, hash: KeyHash, key: &[u8]) -> bool {
-        let Some(entry) = cx.store.raw(hash, key) else { return false };
-        let held = Held::of(&entry);
-        let deadline = cx.now.mono + self.limits.timeout_ms;
-        let (level, then) = (Level::Quorum, Some(Then::Join));
-        // It is in this core's store already, so it has begun.
-        self.begin_write(
-            cx,
-            (hash, key.into()),
-            held,
-            Writing { token, level, deadline, then, existed: false, begun: true },
-        );
-        true
+        self.begin_write(cx, (hash, key.into()), held, Writing { token, level, deadline, then: None, existed: false });
     }
 
     fn begin_write(&mut self, cx: &mut Context<'_>, (hash, key): (KeyHash, Box<[u8]>), held: Held, writing: Writing) {
-        let Writing { token, level, deadline, then, existed, begun } = writing;
+        let Writing { token, level, deadline, then, existed } = writing;
         let placement = cx.view.placement_of(hash);
         let tally = Tally::of_write(placement, cx.view.map.quorums, level);
         let bytes = key.len() + held.value.len();
@@ -304,7 +284,7 @@ impl Coordinator {
             again: cx.now.mono + self.limits.again_ms,
             tally,
             phase: Phase::Write { held, then, existed },
-            begun,
+            begun: false,
             bytes,
         };
         let number = self.insert(op);
@@ -378,29 +358,37 @@ impl Coordinator {
         }
     }
 
-    /// Brings keys up to date in this core's store, for an ordered command that runs next.
+    /// Reads keys at quorum, for a command that runs next.
     pub(crate) fn prepare(&mut self, cx: &mut Context<'_>, token: u64, keys: &[(KeyHash, &[u8])]) {
         let bytes = keys.iter().map(|(_, key)| key.len()).sum();
         if !self.admit(cx, token, bytes) {
             return;
         }
+        let found = keys.iter().map(|&(hash, key)| Found { hash, key: key.into(), value: None }).collect();
         // One more than there are keys: the last is taken below, so that nothing is ready before all have begun.
-        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None });
-        let deadline = cx.now.mono + self.limits.timeout_ms;
-        for (hash, key) in keys {
-            let reading = Reading { token, level: Level::Quorum, deadline, then: Then::Join };
-            self.begin_read(cx, *hash, (*key).into(), reading);
+        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None, found: Some(found) });
+        let (level, deadline) = (Level::Quorum, cx.now.mono + self.limits.timeout_ms);
+        for (number, (hash, key)) in keys.iter().enumerate() {
+            let then = Then::Join(number as u32);
+            self.begin_read(cx, *hash, (*key).into(), Reading { token, level, deadline, then });
         }
         self.join(cx, token, None);
     }
 
-    /// Stores what an ordered command changed on the other replicas.
-    pub(crate) fn commit(&mut self, cx: &mut Context<'_>, token: u64, keys: &[(KeyHash, &[u8])]) {
-        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None });
-        for (hash, key) in keys {
-            if !self.replicate(cx, token, *hash, key) {
-                self.join(cx, token, None);
-            }
+    /// Writes what a command changed.
+    pub(crate) fn commit(&mut self, cx: &mut Context<'_>, token: u64, changes: Vec<Changed>, level: Level) {
+        let bytes = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len)).sum();
+        if !self.admit(cx, token, bytes) {
+            return;
+        }
+        self.joined.insert(token, Joined { left: changes.len() + 1, failed: None, found: None });
+        let deadline = cx.now.mono + self.limits.timeout_ms;
+        for Changed { hash, key, value, expires_at } in changes {
+            let version = cx.store.mint(cx.now.wall);
+            let tombstone = value.is_none();
+            let held = Held { value: value.unwrap_or_default(), version, expires_at, tombstone };
+            let writing = Writing { token, level, deadline, then: Some(Then::Join(0)), existed: false };
+            self.begin_write(cx, (hash, key), held, writing);
         }
         self.join(cx, token, None);
     }
@@ -409,11 +397,17 @@ impl Coordinator {
     fn join(&mut self, cx: &mut Context<'_>, token: u64, failed: Option<Outcome>) {
         let Some(joined) = self.joined.get_mut(&token) else { return };
         joined.left -= 1;
-        if failed.is_some() {
+        // Of several bad ends the one that leaves more open is told.
+        if failed.is_some() && !matches!(joined.failed, Some(Outcome::Unknown { .. })) {
             joined.failed = failed;
         }
         if joined.left == 0 {
-            let outcome = self.joined.remove(&token).and_then(|joined| joined.failed).unwrap_or(Outcome::Ready);
+            let Some(joined) = self.joined.remove(&token) else { return };
+            let outcome = match (joined.failed, joined.found) {
+                (Some(failed), _) => failed,
+                (None, Some(found)) => Outcome::Ready(found),
+                (None, None) => Outcome::Committed,
+            };
             cx.out.done(token, outcome);
         }
     }
@@ -686,17 +680,20 @@ impl Coordinator {
                 let version = cx.store.mint(cx.now.wall);
                 let grave = Held { value: Vec::new(), version, expires_at: 0, tombstone: true };
                 let Op { token, level, deadline, .. } = op;
-                let writing = Writing { token, level, deadline, then: None, existed: true, begun: false };
+                let writing = Writing { token, level, deadline, then: None, existed: true };
                 self.begin_write(cx, (op.hash, op.key), grave, writing);
             }
-            Then::Join => {
+            Then::Join(at) => {
                 let Some(op) = self.remove(number) else { return };
-                // What was found elsewhere must be here for the command that runs next.
-                let merged = match &found {
-                    Some(held) => cx.store.merge(held.entry(&op.key), cx.now.wall).map(|_| ()),
-                    None => Ok(()),
-                };
-                let failed = merged.err().map(|_| Outcome::Failed(Failure::Full));
+                let version = found.as_ref().map_or(Version::ZERO, |held| held.version);
+                // What the command writes must be newer than what it read.
+                let failed = cx.store.observe(version, cx.now.wall).err().map(|_| Outcome::Failed(Failure::Clock));
+                let place =
+                    self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
+                if let (Some(place), Some(held)) = (place, found.filter(|_| live)) {
+                    let Held { value, version, expires_at, .. } = held;
+                    place.value = Some(Value { bytes: value, version, expires_at });
+                }
                 self.join(cx, op.token, failed);
             }
         }
@@ -734,8 +731,8 @@ impl Coordinator {
         self.stats.failed += u64::from(matches!(outcome, Outcome::Failed(_)));
         self.stats.unknown += u64::from(matches!(outcome, Outcome::Unknown { .. }));
         let joins = match &op.phase {
-            Phase::Write { then, .. } => *then == Some(Then::Join),
-            Phase::Collect { then, .. } | Phase::Fetch { then, .. } => *then == Then::Join,
+            Phase::Write { then, .. } => matches!(then, Some(Then::Join(_))),
+            Phase::Collect { then, .. } | Phase::Fetch { then, .. } => matches!(then, Then::Join(_)),
             Phase::Order { .. } => false,
         };
         if joins {
@@ -747,6 +744,11 @@ impl Coordinator {
 
     /// Starts an operation again, under the present map, with the version it has.
     fn restart(&mut self, cx: &mut Context<'_>, number: u64) {
+        let Some(op) = self.place(number) else { return };
+        if op.deadline <= cx.now.mono {
+            // This process stood still: what it wanted to write then may have been deleted, and the tombstone purged.
+            return self.expire(cx, number);
+        }
         self.stats.restarted += 1;
         let Some(op) = self.place(number) else { return };
         let placement = cx.view.placement_of(op.hash);
@@ -828,6 +830,8 @@ impl Coordinator {
     }
 
     fn expire(&mut self, cx: &mut Context<'_>, number: u64) {
+        let Some(token) = self.place(number).map(|op| op.token) else { return };
+        let reads = self.joined.get(&token).is_some_and(|joined| joined.found.is_some());
         let Some(op) = self.place(number) else { return };
         let shard = cx.view.shard(op.hash);
         let outcome = match &op.phase {
@@ -841,6 +845,7 @@ impl Coordinator {
                 match then {
                     // The write-back of a read: nothing of the client's own was begun.
                     Some(Then::Answer | Then::Delete) => Outcome::Failed(Failure::TimedOut { shard: shard.0 }),
+                    Some(Then::Join(_)) if reads => Outcome::Failed(Failure::TimedOut { shard: shard.0 }),
                     _ if op.begun => Outcome::Unknown { have, need },
                     _ => Outcome::Failed(Failure::TimedOut { shard: shard.0 }),
                 }
@@ -867,6 +872,8 @@ impl Coordinator {
 
 /// Keys of one ordered command, at most; the driver refuses more.
 pub const MAX_JOINED: usize = 4096;
+/// Generations of a place; the bits above those are other machines'.
+const GENERATIONS: u32 = 1 << 28;
 /// When a replica that had not adopted the map yet is asked again.
 const BEHIND_MS: Millis = 20;
 /// When a repair or a restarted operation asks the silent again.

@@ -4,7 +4,7 @@
 //! that travel, and may go to several peers.
 
 use gridkv_engine::Millis;
-use gridkv_engine::hash::ShardId;
+use gridkv_engine::hash::{KeyHash, ShardId};
 use gridkv_engine::hlc::Version;
 
 use crate::ids::NodeNo;
@@ -46,9 +46,10 @@ pub enum Outcome {
     Deleted(bool),
     /// What a read found.
     Found(Option<Value>),
-    /// The keys of an ordered command are up to date in this core's store: run it now, then call
-    /// [`crate::shards::Shards::commit`].
-    Ready,
+    /// What a quorum holds under the keys of [`crate::shards::Shards::prepare`], in their order.
+    Ready(Vec<Found>),
+    /// Everything of [`crate::shards::Shards::commit`] is on a quorum.
+    Committed,
     /// What the orderer answered to a forwarded request.
     Ordered(Vec<u8>),
     /// It was not done, and it never will be.
@@ -60,6 +61,30 @@ pub enum Outcome {
         /// Replicas that were needed.
         need: usize,
     },
+}
+
+/// A key that was read for a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its hash.
+    pub hash: KeyHash,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// What is there to read.
+    pub value: Option<Value>,
+}
+
+/// What a command changed: the value that a key has now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Its hash.
+    pub hash: KeyHash,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// Its value; `None` when it is gone.
+    pub value: Option<Vec<u8>>,
+    /// When it expires, in unix milliseconds; 0 = never.
+    pub expires_at: Millis,
 }
 
 /// A value that was read.

@@ -18,13 +18,16 @@ use std::sync::Arc;
 
 use gridkv_engine::Millis;
 use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount, ShardId};
+use gridkv_engine::hlc::Version;
+use gridkv_engine::record::Entry;
 use gridkv_engine::store::Store;
 
 use crate::coordinator::{self, Coordinator, CoordinatorStats};
+use crate::fill::{self, FILL, Fill, FillStats};
 use crate::hints::{self, HINT, HintStats, Hints};
 use crate::ids::{NodeNo, Now};
 use crate::map::{Map, Placement};
-use crate::outbox::{Failure, Outbox, Outcome};
+use crate::outbox::{Changed, Failure, Found, Outbox, Outcome, Value};
 use crate::planted::Planted;
 use crate::quorum::Level;
 use crate::replica::{self, ReplicaStats};
@@ -96,6 +99,8 @@ pub struct Limits {
     pub coordinator: coordinator::Limits,
     /// Of its hints.
     pub hints: hints::Limits,
+    /// Of filling.
+    pub fill: fill::Limits,
 }
 
 /// Counters of a core's machines.
@@ -107,6 +112,8 @@ pub struct ShardStats {
     pub replica: ReplicaStats,
     /// Of its hints.
     pub hints: HintStats,
+    /// Of the shards that are filled.
+    pub fill: FillStats,
 }
 
 /// The machines of one core.
@@ -115,6 +122,7 @@ pub struct Shards {
     view: View,
     coordinator: Coordinator,
     hints: Hints,
+    fill: Fill,
     replica: ReplicaStats,
     orders: Vec<OrderRequest>,
     planted: Planted,
@@ -145,6 +153,7 @@ impl Shards {
             view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned },
             coordinator: Coordinator::new(limits.coordinator),
             hints: Hints::new(limits.hints),
+            fill: Fill::new(limits.fill),
             replica: ReplicaStats::default(),
             orders: Vec::new(),
             planted,
@@ -158,7 +167,23 @@ impl Shards {
 
     /// Counters.
     pub fn stats(&self) -> ShardStats {
-        ShardStats { coordinator: self.coordinator.stats(), replica: self.replica, hints: self.hints.stats() }
+        ShardStats {
+            coordinator: self.coordinator.stats(),
+            replica: self.replica,
+            hints: self.hints.stats(),
+            fill: self.fill.stats(),
+        }
+    }
+
+    /// Shards of this core that are complete while the map still calls this node filling, each with its epoch: what
+    /// [`Outbox::take_filled`] told once.
+    pub fn filled(&self) -> impl Iterator<Item = (ShardId, u64)> + '_ {
+        self.fill.filled()
+    }
+
+    /// Whether a shard is complete in that epoch, so that this node may serve it.
+    pub fn is_filled(&self, shard: ShardId, epoch: u64) -> bool {
+        self.fill.filled().any(|filled| filled == (shard, epoch))
     }
 
     /// Writes an entry; `None` deletes it without looking. Ends as [`Outcome::Written`].
@@ -216,19 +241,41 @@ impl Shards {
         orderer.filter(|&no| no == self.view.me || self.view.is_alive(no)).ok_or(Failure::NoOrderer { shard })
     }
 
-    /// Brings these keys up to date in this core's store for a command that this node orders. Ends as [`Outcome::Ready`]:
-    /// then the driver runs the command on the store at once and calls [`Shards::commit`] with the keys that it changed.
+    /// Reads keys at quorum, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the
+    /// driver runs the command at once, on [`Shards::freshest`] of what was found, and calls [`Shards::commit`] with
+    /// what it changed.
     ///
-    /// The keys must be of one shard, and this node its orderer: see [`Shards::orderer`].
+    /// A command whose outcome depends on what it finds runs at the [`Shards::orderer`] of its shard, else two of them may
+    /// both find the same.
     pub fn prepare(&mut self, now: Now, store: &mut Store, token: u64, keys: &[(KeyHash, &[u8])], out: &mut Outbox) {
         let cx = &mut lend!(self, now, store, out);
         self.coordinator.prepare(cx, token, keys);
     }
 
-    /// Stores what an ordered command left under these keys on the other replicas. Ends as [`Outcome::Ready`].
-    pub fn commit(&mut self, now: Now, store: &mut Store, token: u64, keys: &[(KeyHash, &[u8])], out: &mut Outbox) {
+    /// Replaces what was found by what this core's store has meanwhile, where that is newer: an ordered command sees all that
+    /// ran before it.
+    pub fn freshest(&self, now: Now, store: &mut Store, found: &mut [Found]) {
+        for Found { hash, key, value } in found {
+            let known = value.as_ref().map_or(Version::ZERO, |value| value.version);
+            let Some(entry) = store.raw(*hash, key).filter(|entry| entry.version > known) else { continue };
+            let live = !entry.tombstone && (entry.expires_at == 0 || entry.expires_at > now.wall);
+            let Entry { value: bytes, version, expires_at, .. } = entry;
+            *value = live.then(|| Value { bytes: bytes.to_vec(), version, expires_at });
+        }
+    }
+
+    /// Writes what a command changed. Ends as [`Outcome::Committed`].
+    pub fn commit(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        token: u64,
+        changes: Vec<Changed>,
+        level: Level,
+        out: &mut Outbox,
+    ) {
         let cx = &mut lend!(self, now, store, out);
-        self.coordinator.commit(cx, token, keys);
+        self.coordinator.commit(cx, token, changes, level);
     }
 
     /// Sends a request to the orderer of its shard. Ends as [`Outcome::Ordered`].
@@ -272,6 +319,7 @@ impl Shards {
             return;
         }
         match *message {
+            _ if ask.op & (HINT | FILL) == FILL => self.fill.on_answer(cx, from, message),
             Message::Wrote(ask) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, true),
             Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
             Message::Found(ask, found) => self.coordinator.on_found(cx, from, ask, found, ask.left_ms == 1),
@@ -314,6 +362,7 @@ impl Shards {
         store.set_node(me.0);
         let cx = &mut lend!(self, now, store, out);
         self.coordinator.on_map(cx);
+        self.fill.on_map(cx);
     }
 
     /// Who can be reached has changed.
@@ -324,18 +373,22 @@ impl Shards {
         for node in away {
             self.coordinator.on_away(cx, node);
         }
+        self.fill.on_alive(cx);
         cx.deliver_hints();
     }
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.
     pub fn next_deadline(&self, now: Now) -> Option<Millis> {
-        [self.coordinator.next_deadline(), self.hints.next_deadline(now.mono)].into_iter().flatten().min()
+        let machines =
+            [self.coordinator.next_deadline(), self.hints.next_deadline(now.mono), self.fill.next_deadline(now.mono)];
+        machines.into_iter().flatten().min()
     }
 
     /// Time has passed.
     pub fn on_deadline(&mut self, now: Now, store: &mut Store, out: &mut Outbox) {
         let cx = &mut lend!(self, now, store, out);
         self.coordinator.on_deadline(cx);
+        self.fill.on_deadline(cx);
         cx.deliver_hints();
     }
 
@@ -343,6 +396,7 @@ impl Shards {
     pub fn invariants(&self) {
         self.coordinator.invariants();
         self.hints.invariants();
+        self.fill.invariants();
         assert!(self.orders.len() <= MAX_ORDERS, "orders are bounded");
     }
 }
