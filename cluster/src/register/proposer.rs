@@ -369,9 +369,10 @@ impl<R: Rules> Proposer<R> {
             return self.rest(now);
         }
         let same = |node: NodeNo| preparing.promised.get(&node) == Some(&at);
-        let blind = planted!(self, BuildsOnUnchosen)
-            || planted!(self, ReadsUnchosen) && matches!(self.operation.as_ref().map(|o| &o.task), Some(Task::Read));
-        if is_known || blind || self.quorum(&newest.head.config, same) {
+        let blind = planted!(self, BuildsOnUnchosen);
+        let reads = matches!(&self.operation, Some(Operation { task: Task::Read, .. }));
+        let blind_read = reads && planted!(self, ReadsUnchosen);
+        if is_known || blind || blind_read || self.quorum(&newest.head.config, same) {
             self.learned(newest, out);
             self.on_newest(now, true, out);
         } else {

@@ -41,7 +41,7 @@ pub enum Slot {
 impl Slot {
     /// The slot of a generation.
     pub fn of(generation: u64) -> Slot {
-        if generation % 2 == 0 { Slot::A } else { Slot::B }
+        if generation.is_multiple_of(2) { Slot::A } else { Slot::B }
     }
 }
 
