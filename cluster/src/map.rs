@@ -7,8 +7,8 @@
 //! ```text
 //!              Begin{joining, leaving}          ReadNew                 Finish
 //!   Normal ──────────────────────▶ WriteBoth ─────────────▶ ReadNew ─────────────▶ Normal (the new set)
-//!     ▲  ▲                            │                        │
-//!     │  └────────── Abort ───────────┴──── joiner lost ───────┘
+//!     ▲  ▲                            │ ▲                      │
+//!     │  └────────── Abort ───────────┘ └──── joiner lost ─────┘
 //!     └── Replace{old, new}: the slot of a life that is over gets a filling replica; Filled{node} makes it count
 //! ```
 //!
@@ -428,7 +428,11 @@ impl Map {
             member.standing = Standing::Lost;
         }
         for placement in &mut self.placements {
-            if placement.joining == Some(no) {
+            if placement.joining == Some(no) && placement.stage == Stage::ReadNew {
+                // Somebody may still read the new set, with this life in it if it is only given up: writes go on to both
+                // until the planner aborts.
+                (placement.stage, placement.epoch) = (Stage::WriteBoth, epoch);
+            } else if placement.joining == Some(no) {
                 placement.normal(epoch);
             } else if placement.leaving == Some(no) && placement.stage == Stage::WriteBoth {
                 // The slot of the leaver goes to the joiner, which is being filled in any case.

@@ -247,6 +247,11 @@ fn is_dead(map: &Map, no: NodeNo) -> bool {
     })
 }
 
+/// Whether a life answers nobody any more at an epoch before that one.
+fn is_silent(map: &Map, view: &View, no: NodeNo, epoch: u64) -> bool {
+    view.has_adopted(no, epoch) || is_dead(map, no)
+}
+
 /// Whether the reads of a set with one copy fewer meet every write of the set of that many.
 fn may_shrink(map: &Map, copies: usize) -> bool {
     copies >= 2 && map.quorums.of(copies - 1).1 + map.quorums.of(copies).0 > copies
@@ -312,6 +317,12 @@ fn leave_stage(map: &Map, view: &View, shard: u16, placement: &Placement) -> Opt
                 .then_some(Transition::AcceptLoss)
         }
         Stage::WriteBoth => {
+            if placement.joining.is_some_and(|no| is_lost(map, no)) {
+                // Turned back from ReadNew: as long as somebody may read the new set it must be written to.
+                let new = placement.new_set();
+                let silent = new.iter().filter(|r| is_silent(map, view, r.node, placement.epoch)).count();
+                return (silent >= map.quorums.blocks_reads(new.len())).then_some(Transition::Abort);
+            }
             let sources = map.quorums.sources(copies);
             let joiner_is_up =
                 |no| view.alive.contains(&no) && map.member(no).is_some_and(|m| m.standing == Standing::Up);
@@ -329,8 +340,8 @@ fn leave_stage(map: &Map, view: &View, shard: u16, placement: &Placement) -> Opt
             (adopted >= sources && is_complete).then_some(Transition::ReadNew)
         }
         Stage::ReadNew => {
-            let silent = |node: &NodeNo| view.has_adopted(*node, placement.epoch) || is_dead(map, *node);
-            (old().filter(silent).count() >= map.quorums.blocks_reads(copies)).then_some(Transition::Finish)
+            let silent = old().filter(|&node| is_silent(map, view, node, placement.epoch)).count();
+            (silent >= map.quorums.blocks_reads(copies)).then_some(Transition::Finish)
         }
     }
 }

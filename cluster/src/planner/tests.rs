@@ -323,7 +323,18 @@ fn keeps_rules(now: Millis, map: &Map, view: &View, change: &Change) {
             }
             Transition::First { node } => assert!(view.alive.contains(&node) && placement.is_readable(node)),
             Transition::AcceptLoss => assert!(placement.replicas.iter().all(|r| r.filling)),
-            Transition::Abort => assert_eq!(placement.stage, Stage::WriteBoth),
+            Transition::Abort => {
+                assert_eq!(placement.stage, Stage::WriteBoth);
+                // A joiner that is lost here was read already: nobody may do so any more.
+                if placement.joining.is_some_and(|no| standing(no) == Standing::Lost) {
+                    let new: Vec<NodeNo> = placement.new_set().iter().map(|r| r.node).collect();
+                    let late = new.iter().filter(|no| !adopted(no) && !reborn(no)).count();
+                    assert!(
+                        late < map.quorums.of(new.len()).1,
+                        "{late} of {new:?} may still answer a read of the new set"
+                    );
+                }
+            }
         }
     }
 }
