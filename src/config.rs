@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -54,6 +55,56 @@ pub struct Config {
     pub slowlog_len: usize,
     /// What the threads are called: `<name>-<core>`. Linux shows the first 15 bytes. Default: `gridkv`.
     pub thread_name: String,
+    /// How this node takes part in a cluster; `None` stands alone. Default: `None`.
+    pub cluster: Option<ClusterConfig>,
+}
+
+/// How a node takes part in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Where other nodes connect: peer links over TCP and gossip over UDP, on the same port; port 0 picks a free one.
+    /// Default: 127.0.0.1:7380.
+    pub peer_listen: SocketAddr,
+    /// The address that other nodes are told, where it is not the one that is listened on (behind NAT, or on 0.0.0.0).
+    pub advertise: Option<SocketAddr>,
+    /// Peer addresses of nodes of the cluster to join, `host:port`; names are looked up at every attempt. Without any the
+    /// node founds a cluster, unless its directory remembers one.
+    pub seeds: Vec<String>,
+    /// Where the node stands; copies of a shard are spread over zones. Default: none.
+    pub zone: String,
+    /// Its share of the shards relative to the others'. Default: 100.
+    pub weight: u16,
+    /// Copies of each shard; only the founder's word counts. Default: 3.
+    pub replicas: u8,
+    /// Copies that hold a write before it is acknowledged. Default: 2.
+    pub write_quorum: u8,
+    /// Replicas that answer a read. Default: 2.
+    pub read_quorum: u8,
+    /// Where the node keeps its identity, its promises as a voter and the last map. Without one every start is a new node,
+    /// and one that votes takes its vote with it when it dies. Default: none.
+    pub dir: Option<PathBuf>,
+    /// How long an operation may take before it ends with an error. Default: 1 s.
+    pub timeout: Duration,
+    /// How long a node may be away before its copies are made elsewhere. Default: 30 s.
+    pub replace_after: Duration,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> ClusterConfig {
+        ClusterConfig {
+            peer_listen: SocketAddr::from(([127, 0, 0, 1], 7380)),
+            advertise: None,
+            seeds: Vec::new(),
+            zone: String::new(),
+            weight: 100,
+            replicas: 3,
+            write_quorum: 2,
+            read_quorum: 2,
+            dir: None,
+            timeout: Duration::from_secs(1),
+            replace_after: Duration::from_secs(30),
+        }
+    }
 }
 
 /// Bounds on what a client may ask for. Each has its own error.
@@ -118,6 +169,7 @@ impl Default for Config {
             slowlog_threshold: Some(Duration::from_millis(10)),
             slowlog_len: 128,
             thread_name: "gridkv".to_owned(),
+            cluster: None,
         }
     }
 }

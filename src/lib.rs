@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+pub mod cluster;
 pub mod config;
 mod cores;
 mod error;

@@ -311,7 +311,9 @@ impl Coordinator {
         }
         let entry = held.entry(&op.key);
         if placement.names(cx.view.me) && !op.tally.has(cx.view.me) {
-            match cx.store.merge(entry, cx.now.wall) {
+            // Merging has headroom that clients have not.
+            let room = if first && !held.tombstone { cx.store.admit() } else { Ok(()) };
+            match room.and_then(|()| cx.store.merge(entry, cx.now.wall)) {
                 Ok(Merged::Applied | Merged::Stale) => {
                     op.begun = true;
                     op.tally.answer(cx.view.me);
