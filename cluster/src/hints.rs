@@ -150,7 +150,9 @@ impl Hints {
             }
             let under_way = queue.values().filter(|hint| hint.op != 0).count();
             let room = self.limits.under_way.saturating_sub(under_way);
-            for ((hash, key), hint) in queue.iter_mut().filter(|(_, hint)| hint.op == 0).take(room) {
+            // One that is being filled gets all this from its sources, and does not know yet what is too old for it.
+            let waits = |hint: &Hint| hint.op == 0 && !cx.view.map.placement(hint.shard).is_filling(node);
+            for ((hash, key), hint) in queue.iter_mut().filter(|(_, hint)| waits(hint)).take(room) {
                 self.next_op += 1;
                 hint.op = HINT | self.next_op;
                 let epoch = cx.view.map.placement(hint.shard).epoch;

@@ -39,6 +39,7 @@
 
 pub mod control;
 pub mod coordinator;
+pub mod fill;
 pub mod hints;
 pub mod ids;
 pub mod map;
@@ -50,4 +51,7 @@ pub mod quorum;
 pub mod register;
 pub mod replica;
 pub mod shards;
+pub mod sync;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod wire;

@@ -80,8 +80,8 @@ pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo
             cx.out.send(&[from], Class::Answer, &Message::Found(ask, found));
         }
         Message::Digest(_) => {
-            let digest = cx.store.digest(ask.shard);
-            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest));
+            let (digest, floor) = (cx.store.digest(ask.shard), cx.store.tombstone_floor(ask.shard));
+            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest, floor));
         }
         Message::List(_, at, leaves) => list(cx, from, ask, at, leaves),
         Message::Fetch(_, hashes) => {
@@ -97,7 +97,7 @@ pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo
         Message::Stream(_, at) => stream(cx, stats, from, ask, at),
         Message::Fence(_, until) => {
             let digest = digest_until(cx, &ask, until);
-            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest));
+            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest, until));
         }
         Message::Purge(_, until) => {
             let mut at = Some(cx.view.keyspace().first_hash(ask.shard));

@@ -161,6 +161,11 @@ impl<'a> Packed<'a> {
         })
     }
 
+    /// Bytes of all of them.
+    pub fn bytes(self) -> usize {
+        self.0.len()
+    }
+
     fn is_whole(self) -> bool {
         let mut rest = self.0;
         while !rest.is_empty() {
@@ -233,8 +238,8 @@ pub enum Message<'a> {
     Refused(Ask, Why),
     /// What is your digest?
     Digest(Ask),
-    /// The digest.
-    Digested(Ask, Digest),
+    /// The digest, and the floor: see [`gridkv_engine::store::Store::tombstone_floor`].
+    Digested(Ask, Digest, Version),
     /// Hashes and versions of the leaves in the mask, from a place on.
     List(Ask, KeyHash, u16),
     /// They are these; go on from there, if it is not the end.
@@ -285,7 +290,7 @@ impl<'a> Message<'a> {
             | Message::Ordered(ask, _)
             | Message::Refused(ask, _)
             | Message::Digest(ask)
-            | Message::Digested(ask, _)
+            | Message::Digested(ask, ..)
             | Message::List(ask, ..)
             | Message::Listed(ask, ..)
             | Message::Fetch(ask, _)
@@ -354,7 +359,8 @@ impl<'a> Message<'a> {
                 head.flag = why as u8;
                 (&[], &[])
             }
-            Message::Digested(_, value) => {
+            Message::Digested(_, value, floor) => {
+                (head.hlc, head.node) = (floor.hlc.0, floor.node);
                 let words = std::iter::once(value.count).chain(value.leaves);
                 digest.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_le_bytes());
                 (&[], &digest)
@@ -428,7 +434,7 @@ impl<'a> Message<'a> {
                 }
                 let mut digest = Digest { count: u64::from_le_bytes(words[0]), ..Digest::default() };
                 digest.leaves.iter_mut().zip(&words[1..]).for_each(|(leaf, word)| *leaf = u64::from_le_bytes(*word));
-                Message::Digested(ask, digest)
+                Message::Digested(ask, digest, version)
             }
             10 => Message::List(ask, KeyHash(head.hash), u16::try_from(head.aux).map_err(|_| field)?),
             11 if !rest.len().is_multiple_of(ITEM) => return Err(length),
@@ -540,7 +546,7 @@ mod tests {
             Message::Ordered(ask, b":1\r\n"),
             Message::Refused(ask, Why::Behind),
             Message::Digest(ask),
-            Message::Digested(ask, digest),
+            Message::Digested(ask, digest, version),
             Message::List(ask, KeyHash(5), 0xf00f),
             Message::Listed(ask, Some(KeyHash(6)), Message::items(items)),
             Message::Listed(ask, None, Message::items(&[])),

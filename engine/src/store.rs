@@ -763,6 +763,13 @@ impl Store {
         self.state(shard).floor
     }
 
+    /// Raises the floor of a shard and forgets nothing: from now on [`Store::merge`] refuses what is absent and not above it.
+    /// A floor never sinks.
+    pub fn raise_floor(&mut self, shard: ShardId, floor: Version) {
+        let state = self.shard(shard);
+        state.floor = state.floor.max(floor);
+    }
+
     /// Tombstones of a shard.
     pub fn tombstones(&self, shard: ShardId) -> u64 {
         self.state(shard).graves.count

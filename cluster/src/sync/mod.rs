@@ -1,0 +1,581 @@
+//! Making one shard equal to a peer's copy: one conversation, used by filling, repair and purging.
+//!
+//! ```text
+//!   Digest ──▶ equal: done
+//!          ──▶ nothing here yet: Stream, page by page ──▶ done
+//!          ──▶ List of the leaves that differ, page by page
+//!                 newer there: Fetch by hash          newer here: Write (not while filling)
+//! ```
+//!
+//! It merges and never clears: what is here is replaced by newer versions only. One question is under way at a time; what it
+//! holds is a page of hashes and versions, and a window of writes. Every question names the shard epoch it began with, and an
+//! answer of another one ends it.
+//!
+//! What entries it takes depends on who asks ([`Kind`]): a replica that is filled takes what its sources hold, a repair
+//! keeps to the floor ([`gridkv_engine::store::Store::merge`]).
+//!
+//! Not here: with whom and when ([`crate::fill`], [`crate::repair`], [`crate::purge`]).
+
+use std::collections::BTreeSet;
+
+use gridkv_engine::Millis;
+use gridkv_engine::digest::{Digest, LEAVES};
+use gridkv_engine::hash::{KeyHash, ShardId};
+use gridkv_engine::hlc::Version;
+use gridkv_engine::record::Entry;
+use gridkv_engine::store::{Merged, StoreError};
+
+use crate::ids::NodeNo;
+use crate::outbox::Class;
+use crate::planted::Bug;
+use crate::replica::ANSWER_BYTES;
+use crate::shards::Context;
+use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
+
+/// Hashes in one [`Message::Fetch`].
+const FETCHED: usize = 512;
+/// Entries of this core that are compared at once.
+const COMPARED: usize = 512;
+/// Writes under way to the peer, at most.
+const WINDOW: usize = 64;
+/// When a question is asked again.
+const AGAIN_MS: Millis = 1000;
+/// How often a question is asked, before the peer is given up.
+const TRIES: u32 = 3;
+/// How long a peer that lacks the map, or has too much to do, is left alone.
+const PAUSE_MS: Millis = 100;
+/// How long a core without memory waits before it goes on.
+const FULL_MS: Millis = 1000;
+/// Differences younger than this may be writes on their way.
+const YOUNG_MS: Millis = 2000;
+/// Bits of an operation number below the conversation's.
+const SEQUENCE_BITS: u32 = 24;
+
+/// Who talks, and so what may be changed where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A replica that does not serve yet takes what a source holds, whatever its floor.
+    Fill,
+    /// Two replicas exchange what is newer, within their floors, and leave alone what is on its way.
+    Repair,
+    /// As repair, for versions up to that one and whatever the floor: the reconciliation of a purge.
+    Round(Version),
+}
+
+/// How a conversation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It goes on.
+    Going,
+    /// All that the peer had at its start is here, and for repair the other way round too.
+    Done,
+    /// The peer does not answer, or will not.
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Digest,
+    Stream(KeyHash),
+    List(KeyHash),
+    /// Own entries from there on are compared with the page.
+    Compare(KeyHash),
+    Fetch,
+    /// All is asked; writes may be on their way.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    op: u64,
+    again: Millis,
+}
+
+/// Counters of conversations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncStats {
+    /// Conversations begun.
+    pub begun: u64,
+    /// Digests that were equal at once.
+    pub equal: u64,
+    /// Conversations that failed.
+    pub failed: u64,
+    /// Entries that came and were newer than what was here.
+    pub pulled: u64,
+    /// Entries that were sent because they are newer here.
+    pub pushed: u64,
+    /// Bytes of lists and entries that came or were sent.
+    pub bytes: u64,
+    /// Entries that were refused here: absent, and older than what may still appear.
+    pub below_floor: u64,
+    /// How often memory was full.
+    pub full: u64,
+}
+
+/// Bytes that may be moved: a token bucket in the machine's time, shared by the conversations of one kind.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    per_ms: i64,
+    tokens: i64,
+    at: Millis,
+}
+
+/// What a bucket holds at most, in milliseconds of its rate.
+const BUCKET_MS: i64 = 50;
+
+impl Bucket {
+    pub(crate) fn new(bytes_per_second: u64) -> Bucket {
+        let per_ms = (bytes_per_second / 1000).clamp(1, 1 << 40) as i64;
+        Bucket { per_ms, tokens: per_ms * BUCKET_MS, at: 0 }
+    }
+
+    fn ready(&mut self, now: Millis) -> bool {
+        let passed = now.saturating_sub(self.at).min(1 << 20) as i64;
+        self.at = self.at.max(now);
+        self.tokens = (self.tokens + passed * self.per_ms).min(self.per_ms * BUCKET_MS);
+        self.tokens > 0
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.tokens -= bytes as i64;
+    }
+
+    /// When there is something in it again.
+    fn ready_at(&self) -> Millis {
+        self.at + (self.tokens.min(0).unsigned_abs() / self.per_ms as u64) + 1
+    }
+}
+
+/// What a conversation uses of its machine.
+pub(crate) struct Shared<'a> {
+    pub(crate) bucket: &'a mut Bucket,
+    pub(crate) stats: &'a mut SyncStats,
+}
+
+/// A conversation about one shard with one peer.
+#[derive(Debug)]
+pub(crate) struct Session {
+    kind: Kind,
+    pub(crate) shard: ShardId,
+    epoch: u64,
+    pub(crate) peer: NodeNo,
+    /// Number of the next question.
+    op: u64,
+    step: Step,
+    asked: Option<Asked>,
+    tries: u32,
+    pause: Millis,
+    /// Where streaming goes on, as long as this core lacks most.
+    pub(crate) stream: Option<KeyHash>,
+    /// Whether the stream began at the first hash: then there is nothing left to compare.
+    whole: bool,
+    /// What is here may be from a time when this node held the shard before.
+    pub(crate) suspect: bool,
+    leaves: u16,
+    items: Vec<Item>,
+    page_end: Option<KeyHash>,
+    wants: Vec<KeyHash>,
+    pushes: BTreeSet<u64>,
+    pushed_at: Millis,
+    /// Entries that differed.
+    pub(crate) differences: u64,
+}
+
+impl Session {
+    /// `number` must be of the machine's own, with its tag in the highest bits; see [`Session::number`].
+    pub(crate) fn new(kind: Kind, shard: ShardId, epoch: u64, peer: NodeNo, number: u64) -> Session {
+        Session {
+            kind,
+            shard,
+            epoch,
+            peer,
+            op: number,
+            step: Step::Digest,
+            asked: None,
+            tries: 0,
+            pause: 0,
+            stream: None,
+            whole: false,
+            suspect: false,
+            leaves: 0,
+            items: Vec::new(),
+            page_end: None,
+            wants: Vec::new(),
+            pushes: BTreeSet::new(),
+            pushed_at: 0,
+            differences: 0,
+        }
+    }
+
+    /// The first operation number of the `n`-th conversation of a machine.
+    pub(crate) fn number(tag: u64, n: u64) -> u64 {
+        tag | (n & 0xffff_ffff) << SEQUENCE_BITS
+    }
+
+    /// Skips the digest: these leaves differ.
+    pub(crate) fn list(&mut self, cx: &Context<'_>, leaves: u16) {
+        self.leaves = leaves;
+        self.step = self.list_from(cx, Some(cx.view.keyspace().first_hash(self.shard)));
+    }
+
+    fn ask(&mut self, cx: &Context<'_>) -> Ask {
+        let op = self.op;
+        self.op += 1;
+        self.asked = Some(Asked { op, again: cx.now.mono + AGAIN_MS });
+        Ask { op, shard: self.shard, epoch: self.epoch, left_ms: 0 }
+    }
+
+    /// Asks what is to be asked now.
+    pub(crate) fn go(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>) -> Progress {
+        loop {
+            if self.asked.is_some() || self.pause > cx.now.mono {
+                return Progress::Going;
+            }
+            let to = [self.peer];
+            if self.step != Step::Digest && self.step != Step::Over && !shared.bucket.ready(cx.now.mono) {
+                self.pause = shared.bucket.ready_at().max(cx.now.mono + 1);
+                return Progress::Going;
+            }
+            match self.step {
+                Step::Digest => {
+                    let ask = self.ask(cx);
+                    cx.out.send(&to, Class::Background, &Message::Digest(ask));
+                }
+                Step::Stream(at) => {
+                    let ask = self.ask(cx);
+                    cx.out.send(&to, Class::Background, &Message::Stream(ask, at));
+                }
+                Step::List(at) => {
+                    let ask = self.ask(cx);
+                    cx.out.send(&to, Class::Background, &Message::List(ask, at, self.leaves));
+                }
+                Step::Compare(from) => {
+                    if self.pushes.len() >= WINDOW {
+                        return Progress::Going;
+                    }
+                    self.step = match self.compare(cx, shared, from) {
+                        Some(next) => Step::Compare(next),
+                        None => Step::Fetch,
+                    };
+                }
+                Step::Fetch if self.wants.is_empty() => self.step = self.list_from(cx, self.page_end),
+                Step::Fetch => {
+                    let hashes: Vec<u8> =
+                        self.wants.iter().take(FETCHED).flat_map(|hash| hash.0.to_le_bytes()).collect();
+                    let ask = self.ask(cx);
+                    cx.out.send(&to, Class::Background, &Message::Fetch(ask, Message::hashes(&hashes)));
+                }
+                Step::Over if self.pushes.is_empty() => return Progress::Done,
+                Step::Over => return Progress::Going,
+            }
+        }
+    }
+
+    /// Where the next page of differing leaves begins, from a place on.
+    fn list_from(&self, cx: &Context<'_>, from: Option<KeyHash>) -> Step {
+        let Some(from) = from else { return Step::Over };
+        let keyspace = cx.view.keyspace();
+        let shift = 60 - keyspace.shards.bits();
+        let first = keyspace.first_hash(self.shard).0;
+        let leaf = (from.0.max(first) - first) >> shift;
+        match (leaf..LEAVES as u64).find(|leaf| self.leaves >> leaf & 1 == 1) {
+            Some(next) if next == leaf => Step::List(from),
+            Some(next) => Step::List(KeyHash(first | next << shift)),
+            None => Step::Over,
+        }
+    }
+
+    /// An answer came. `None` when it is not one of this conversation's.
+    pub(crate) fn on_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &mut Shared<'_>,
+        from: NodeNo,
+        message: &Message<'_>,
+    ) -> Option<Progress> {
+        let ask = message.ask();
+        if from != self.peer || ask.shard != self.shard {
+            return None;
+        }
+        if self.pushes.remove(&ask.op) {
+            // Refused or not: the next look at the digests tells.
+            return Some(self.go(cx, shared));
+        }
+        if self.asked.is_none_or(|asked| asked.op != ask.op) {
+            return None;
+        }
+        if let Message::Refused(_, why) = message {
+            return Some(self.on_refused(cx, shared, ask, *why));
+        }
+        if ask.epoch != self.epoch {
+            return None;
+        }
+        let taken = match (*message, self.step) {
+            (Message::Digested(_, digest, floor), Step::Digest) => self.on_digested(cx, shared, &digest, floor),
+            (Message::Listed(_, next, items), Step::List(at)) => {
+                shared.stats.bytes += items.iter().len() as u64 * 24;
+                shared.bucket.spend(items.iter().len() * 24);
+                self.items = items.iter().collect();
+                self.items.sort_unstable();
+                // A place that does not move on would never end.
+                if next.is_some_and(|next| next <= at) {
+                    return Some(Progress::Failed);
+                }
+                self.page_end = next;
+                self.step = Step::Compare(at);
+                Ok(())
+            }
+            (Message::Entries(_, next, packed), Step::Stream(at)) => self.take(cx, shared, packed).and_then(|()| {
+                if next.is_some_and(|next| next <= at) {
+                    return Err(Progress::Failed);
+                }
+                self.stream = next;
+                self.step = match next {
+                    Some(next) => Step::Stream(next),
+                    None if self.whole => Step::Over,
+                    // The beginning came from another source.
+                    None => Step::Digest,
+                };
+                Ok(())
+            }),
+            (Message::Entries(_, _, packed), Step::Fetch) => self.take(cx, shared, packed).map(|()| {
+                let asked = self.wants.len().min(FETCHED);
+                let last = packed.iter().last().map(|stored| stored.hash);
+                let answered = match last.and_then(|last| self.wants[..asked].iter().position(|hash| *hash == last)) {
+                    // The answer was full before the end.
+                    Some(at) if packed.bytes() >= ANSWER_BYTES => at + 1,
+                    _ => asked,
+                };
+                self.wants.drain(..answered);
+            }),
+            _ => return None,
+        };
+        self.asked = None;
+        self.tries = 0;
+        Some(match taken {
+            Ok(()) => self.go(cx, shared),
+            Err(progress) => progress,
+        })
+    }
+
+    fn on_digested(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &mut Shared<'_>,
+        digest: &Digest,
+        floor: Version,
+    ) -> Result<(), Progress> {
+        let shard = self.shard;
+        if self.kind == Kind::Fill {
+            // What has expired here between two memberships may have been deleted and purged meanwhile. Nothing here
+            // counts yet that the sources do not hold too.
+            let missed = self.suspect && floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
+            if missed || cx.planted.has(Bug::SyncClears) {
+                let _ = cx.store.drop_shard(shard, 0);
+                self.stream = Some(cx.view.keyspace().first_hash(shard));
+            }
+            self.suspect = false;
+            cx.store.raise_floor(shard, floor);
+        }
+        let own = cx.store.digest(shard);
+        if own == *digest {
+            shared.stats.equal += 1;
+            self.step = Step::Over;
+            self.stream = None;
+            return Ok(());
+        }
+        if self.kind == Kind::Repair && cx.planted.has(Bug::SyncClears) {
+            let _ = cx.store.drop_shard(shard, 0);
+        }
+        if let Some(at) = self.stream {
+            self.whole = at == cx.view.keyspace().first_hash(shard);
+            self.step = Step::Stream(at);
+            return Ok(());
+        }
+        self.list(cx, differing(&own, digest));
+        Ok(())
+    }
+
+    fn on_refused(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, ask: Ask, why: Why) -> Progress {
+        self.asked = None;
+        match why {
+            Why::Stale => cx.out.want_map(ask.epoch),
+            Why::Behind | Why::Busy if self.tries < 10 * TRIES => {
+                self.tries += 1;
+                self.pause = cx.now.mono + PAUSE_MS;
+                return Progress::Going;
+            }
+            _ => {}
+        }
+        shared.stats.failed += 1;
+        Progress::Failed
+    }
+
+    /// Takes entries of the peer.
+    fn take(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, packed: Packed<'_>) -> Result<(), Progress> {
+        shared.stats.bytes += packed.bytes() as u64;
+        shared.bucket.spend(packed.bytes());
+        for Stored { hash, entry } in packed.iter() {
+            if cx.view.keyspace().locate(entry.key) != hash || cx.view.shard(hash) != self.shard {
+                shared.stats.failed += 1;
+                return Err(Progress::Failed);
+            }
+            let exempt = match self.kind {
+                Kind::Fill | Kind::Round(_) => true,
+                Kind::Repair => false,
+            };
+            let taken = match exempt {
+                true => cx.store.fill(entry, cx.now.wall),
+                false => cx.store.merge(entry, cx.now.wall),
+            };
+            match taken {
+                Ok(Merged::Applied) => shared.stats.pulled += 1,
+                Ok(Merged::Stale) => {}
+                Ok(Merged::BelowFloor) => shared.stats.below_floor += 1,
+                Err(StoreError::OutOfMemory | StoreError::Clock(_)) if self.kind == Kind::Fill => {
+                    // A copy with a hole is none: it asks for the same again, until there is room.
+                    shared.stats.full += 1;
+                    self.asked = None;
+                    self.pause = cx.now.mono + FULL_MS;
+                    return Err(Progress::Going);
+                }
+                // The others find it in their next round.
+                Err(StoreError::OutOfMemory) => {
+                    shared.stats.full += 1;
+                    return Err(Progress::Failed);
+                }
+                Err(StoreError::Clock(_)) => {}
+                Err(_) => {
+                    shared.stats.failed += 1;
+                    return Err(Progress::Failed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares some own entries from `from` on with the page; where to go on, `None` when the page is through.
+    fn compare(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, from: KeyHash) -> Option<KeyHash> {
+        let (keyspace, bits) = (cx.view.keyspace(), cx.view.keyspace().shards.bits());
+        let (leaves, end) = (self.leaves, self.page_end);
+        let mut own: Vec<Item> = Vec::with_capacity(COMPARED);
+        let next = cx.store.snapshot(self.shard, from, COMPARED, &mut |entry| {
+            let hash = keyspace.locate(entry.key);
+            let leaf = (hash.0 << bits >> 60) as usize % LEAVES;
+            if leaves >> leaf & 1 == 1 && end.is_none_or(|end| hash < end) {
+                own.push(Item { hash, version: entry.version });
+            }
+        });
+        let until = match (next, end) {
+            (Some(next), Some(end)) => Some(next.min(end)),
+            (next, end) => next.or(end),
+        };
+        let listed = until.map_or(self.items.len(), |until| self.items.partition_point(|item| item.hash < until));
+        let there: Vec<Item> = self.items.drain(..listed).collect();
+        own.sort_unstable();
+        for (only_here, only_there) in differences(&own, &there) {
+            self.judge(cx, shared, &only_here, &only_there);
+        }
+        next.filter(|next| end.is_none_or(|end| *next < end))
+    }
+
+    /// What to do about one hash of which the copies hold different versions.
+    fn judge(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, here: &[Item], there: &[Item]) {
+        let newest = |items: &[Item]| items.iter().map(|item| item.version).max().unwrap_or_default();
+        let (ours, theirs) = (newest(here), newest(there));
+        let hash = here.first().or(there.first()).expect("one of them holds something").hash;
+        let is_young = |version: Version| version.hlc.millis() + YOUNG_MS > cx.now.wall;
+        match self.kind {
+            // Whatever is newer here, the peer's may be of another key with the same hash.
+            Kind::Fill if there.is_empty() => return,
+            Kind::Fill => {
+                self.differences += 1;
+                self.wants.push(hash);
+                return;
+            }
+            Kind::Repair if is_young(ours.max(theirs)) => return,
+            Kind::Round(until) if !here.iter().chain(there).any(|item| item.version <= until) => return,
+            Kind::Repair | Kind::Round(_) => {}
+        }
+        self.differences += 1;
+        if theirs > ours {
+            self.wants.push(hash);
+            return;
+        }
+        let (shard, epoch, peer) = (self.shard, self.epoch, self.peer);
+        let Context { store, out, .. } = cx;
+        store.by_hash(shard, hash, &mut |entry: Entry<'_>| {
+            let ask = Ask { op: self.op, shard, epoch, left_ms: 0 };
+            self.op += 1;
+            self.pushes.insert(ask.op);
+            shared.stats.pushed += 1;
+            shared.stats.bytes += (entry.key.len() + entry.value.len()) as u64;
+            shared.bucket.spend(entry.key.len() + entry.value.len());
+            out.send(&[peer], Class::Background, &Message::Write(ask, Stored { hash, entry }));
+        });
+        self.pushed_at = cx.now.mono;
+    }
+
+    /// When to look again.
+    pub(crate) fn next_deadline(&self) -> Millis {
+        match self.asked {
+            Some(asked) => asked.again,
+            None if self.step == Step::Over || self.pushes.len() >= WINDOW => self.pushed_at + AGAIN_MS,
+            None => self.pause,
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn on_deadline(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>) -> Progress {
+        let now = cx.now.mono;
+        if let Some(asked) = self.asked
+            && asked.again <= now
+        {
+            self.tries += 1;
+            if self.tries >= TRIES {
+                shared.stats.failed += 1;
+                return Progress::Failed;
+            }
+            self.asked = None;
+        }
+        if self.pushed_at + AGAIN_MS <= now {
+            // Lost on the way: found again next time.
+            self.pushes.clear();
+        }
+        self.go(cx, shared)
+    }
+
+    /// Whether what it holds is bounded.
+    pub(crate) fn invariants(&self) {
+        assert!(self.pushes.len() < WINDOW + 2 * COMPARED + MAX_PAGE, "writes to a peer are bounded");
+        assert!(self.asked.is_none() || self.step != Step::Over, "nothing is asked when all is asked");
+    }
+}
+
+/// Items of a page, about.
+const MAX_PAGE: usize = 4096;
+
+/// The leaves in which two digests differ; all, when only their counts do.
+pub(crate) fn differing(a: &Digest, b: &Digest) -> u16 {
+    let mask = (0..LEAVES).filter(|&leaf| a.leaves[leaf] != b.leaves[leaf]).fold(0, |mask, leaf| mask | 1 << leaf);
+    if mask == 0 { u16::MAX } else { mask }
+}
+
+/// By hash, what only one of two sorted lists holds. Several keys may have one hash.
+fn differences(own: &[Item], there: &[Item]) -> Vec<(Vec<Item>, Vec<Item>)> {
+    let (mut found, mut own, mut there) = (Vec::new(), own, there);
+    loop {
+        let Some(hash) = own.first().into_iter().chain(there.first()).map(|item| item.hash).min() else { return found };
+        let (a, rest) = own.split_at(own.partition_point(|item| item.hash <= hash));
+        own = rest;
+        let (b, rest) = there.split_at(there.partition_point(|item| item.hash <= hash));
+        there = rest;
+        if a != b {
+            let minus = |a: &[Item], b: &[Item]| a.iter().copied().filter(|item| !b.contains(item)).collect::<Vec<_>>();
+            let (only_own, only_there) = (minus(a, b), minus(b, a));
+            if !only_own.is_empty() || !only_there.is_empty() {
+                found.push((only_own, only_there));
+            }
+        }
+    }
+}
