@@ -44,13 +44,13 @@ pub enum Bug {
 /// Which rule is broken, if any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Planted {
-    #[cfg(feature = "planted")]
+    #[cfg(any(test, feature = "planted"))]
     bug: Option<Bug>,
 }
 
 impl Planted {
     /// That rule is broken.
-    #[cfg(feature = "planted")]
+    #[cfg(any(test, feature = "planted"))]
     pub fn with(bug: Bug) -> Planted {
         Planted { bug: Some(bug) }
     }
@@ -58,9 +58,9 @@ impl Planted {
     /// Whether that rule is broken.
     #[inline]
     pub(crate) fn has(self, bug: Bug) -> bool {
-        #[cfg(feature = "planted")]
+        #[cfg(any(test, feature = "planted"))]
         return self.bug == Some(bug);
-        #[cfg(not(feature = "planted"))]
+        #[cfg(not(any(test, feature = "planted")))]
         {
             let _ = bug;
             false
