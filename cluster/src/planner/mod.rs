@@ -152,9 +152,8 @@ impl Planner {
 
     fn begin_exchanges(&mut self, map: &Map, view: &View, steps: &mut BTreeMap<u16, Transition>) {
         let members = map.members.iter().map(|m| (m.no, m.standing, view.alive.contains(&m.no))).collect();
-        if self.found_for == members && self.begin_found(map, view, steps)
-            || self.found_at == map.epoch && self.found_for == members
-        {
+        let is_same = self.found_for == members;
+        if is_same && (self.begin_found(map, view, steps) || self.found_at == map.epoch) {
             return;
         }
         self.exchanges = assign(map, &view.alive).into();

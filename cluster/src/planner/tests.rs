@@ -104,7 +104,7 @@ fn quorums() -> impl Strategy<Value = Quorums> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Copies, zones and loads are right for any cluster, after it was created and after nodes were drained; and asked again there
     /// is nothing to do (`settle` ends on an empty answer).
@@ -367,7 +367,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Whatever happens in whatever order, no rule is broken; and when every node runs at last, the cluster comes to rest with
     /// all its copies where they should be, all of them complete.
