@@ -457,7 +457,7 @@ impl Membership {
         self.view.invariants(self.swim.identity().id);
         assert!(self.doubt <= MAX_DOUBT);
         assert!(self.swim.iter_membership_state().len() <= packet::MAX_TABLE);
-        assert_eq!(self.active && self.announce_at.is_some(), false, "who is active does not ask to be");
+        assert!(!(self.active && self.announce_at.is_some()), "who is active does not ask to be");
         let waits = self.active || self.announce_at.is_some();
         assert!(!self.joined || self.left || waits, "who is not active asks to be");
     }
@@ -545,9 +545,9 @@ impl Membership {
             })
             .map(|other| other.boot)
             .max();
-        if other.is_some() && other > self.duplicate {
+        if let Some(boot) = other.filter(|boot| self.duplicate.is_none_or(|told| *boot > told)) {
             self.duplicate = other;
-            out.event(Event::DuplicateId { boot: other.expect("just looked at") });
+            out.event(Event::DuplicateId { boot });
         }
     }
 
