@@ -202,7 +202,7 @@ impl Fill {
         (filling.stream, filling.suspect) = (session.stream, session.suspect);
         match progress {
             Progress::Going => return,
-            Progress::Failed => {
+            Progress::Failed | Progress::Differs => {
                 filling.failures += 1;
                 filling.wait = cx.now.mono + RETRY_MS;
             }

@@ -49,6 +49,7 @@ pub mod planner;
 pub mod planted;
 pub mod quorum;
 pub mod register;
+pub mod repair;
 pub mod replica;
 pub mod shards;
 pub mod sync;

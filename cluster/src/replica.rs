@@ -7,7 +7,7 @@
 //! absence. Answers are bounded by [`ANSWER_BYTES`], whatever was asked for.
 
 use gridkv_engine::digest::{Digest, LEAVES};
-use gridkv_engine::hash::KeyHash;
+use gridkv_engine::hash::{KeyHash, Keyspace};
 use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Merged, StoreError};
@@ -157,19 +157,16 @@ pub(crate) fn why_not(error: &StoreError) -> Why {
 }
 
 /// The leaf of a hash in the digest of its shard.
-pub(crate) fn leaf_of(cx: &Context<'_>, hash: KeyHash) -> usize {
-    let bits = cx.view.keyspace().shards.bits();
-    (hash.0 << bits >> 60) as usize % LEAVES
+pub(crate) fn leaf_of(keyspace: Keyspace, hash: KeyHash) -> usize {
+    (hash.0 << keyspace.shards.bits() >> 60) as usize % LEAVES
 }
 
 fn list(cx: &mut Context<'_>, from: NodeNo, ask: Ask, at: KeyHash, leaves: u16) {
     let mut bytes = Vec::new();
-    let bits = cx.view.keyspace().shards.bits();
     let keyspace = cx.view.keyspace();
     let next = cx.store.snapshot(ask.shard, at, ANSWER_ENTRIES, &mut |entry| {
         let hash = keyspace.locate(entry.key);
-        let leaf = (hash.0 << bits >> 60) as usize % LEAVES;
-        if leaves >> leaf & 1 == 1 {
+        if leaves >> leaf_of(keyspace, hash) & 1 == 1 {
             pack_item(&mut bytes, Item { hash, version: entry.version });
         }
     });

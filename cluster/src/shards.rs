@@ -30,6 +30,7 @@ use crate::map::{Map, Placement};
 use crate::outbox::{Changed, Failure, Found, Outbox, Outcome, Value};
 use crate::planted::Planted;
 use crate::quorum::Level;
+use crate::repair::{self, REPAIR, Repair, RepairStats};
 use crate::replica::{self, ReplicaStats};
 use crate::wire::{Ask, Message, Why};
 
@@ -101,6 +102,8 @@ pub struct Limits {
     pub hints: hints::Limits,
     /// Of filling.
     pub fill: fill::Limits,
+    /// Of repair.
+    pub repair: repair::Limits,
 }
 
 /// Counters of a core's machines.
@@ -114,6 +117,8 @@ pub struct ShardStats {
     pub hints: HintStats,
     /// Of the shards that are filled.
     pub fill: FillStats,
+    /// Of repair.
+    pub repair: RepairStats,
 }
 
 /// The machines of one core.
@@ -123,6 +128,7 @@ pub struct Shards {
     coordinator: Coordinator,
     hints: Hints,
     fill: Fill,
+    repair: Repair,
     replica: ReplicaStats,
     orders: Vec<OrderRequest>,
     planted: Planted,
@@ -142,6 +148,9 @@ macro_rules! lend {
     };
 }
 
+/// The bits of an operation number that say whose it is; none of them are the coordinator's.
+const MACHINES: u64 = 0xf << 60;
+
 /// Requests of peers to this core as an orderer that wait for the driver, at most.
 const MAX_ORDERS: usize = 4096;
 
@@ -154,6 +163,7 @@ impl Shards {
             coordinator: Coordinator::new(limits.coordinator),
             hints: Hints::new(limits.hints),
             fill: Fill::new(limits.fill),
+            repair: Repair::new(limits.repair),
             replica: ReplicaStats::default(),
             orders: Vec::new(),
             planted,
@@ -172,6 +182,7 @@ impl Shards {
             replica: self.replica,
             hints: self.hints.stats(),
             fill: self.fill.stats(),
+            repair: self.repair.stats(),
         }
     }
 
@@ -319,7 +330,8 @@ impl Shards {
             return;
         }
         match *message {
-            _ if ask.op & (HINT | FILL) == FILL => self.fill.on_answer(cx, from, message),
+            _ if ask.op & MACHINES == FILL => self.fill.on_answer(cx, from, message),
+            _ if ask.op & MACHINES == REPAIR => self.repair.on_answer(cx, from, message),
             Message::Wrote(ask) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, true),
             Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
             Message::Found(ask, found) => self.coordinator.on_found(cx, from, ask, found, ask.left_ms == 1),
@@ -363,24 +375,31 @@ impl Shards {
         let cx = &mut lend!(self, now, store, out);
         self.coordinator.on_map(cx);
         self.fill.on_map(cx);
+        self.repair.on_map(cx);
     }
 
     /// Who can be reached has changed.
     pub fn on_alive(&mut self, now: Now, store: &mut Store, alive: BTreeSet<NodeNo>, out: &mut Outbox) {
         let away: Vec<NodeNo> = self.view.alive.difference(&alive).copied().collect();
+        let back: Vec<NodeNo> = alive.difference(&self.view.alive).copied().collect();
         self.view.alive = alive;
         let cx = &mut lend!(self, now, store, out);
         for node in away {
             self.coordinator.on_away(cx, node);
         }
         self.fill.on_alive(cx);
+        self.repair.on_alive(cx, &back);
         cx.deliver_hints();
     }
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.
     pub fn next_deadline(&self, now: Now) -> Option<Millis> {
-        let machines =
-            [self.coordinator.next_deadline(), self.hints.next_deadline(now.mono), self.fill.next_deadline(now.mono)];
+        let machines = [
+            self.coordinator.next_deadline(),
+            self.hints.next_deadline(now.mono),
+            self.fill.next_deadline(now.mono),
+            self.repair.next_deadline(),
+        ];
         machines.into_iter().flatten().min()
     }
 
@@ -389,6 +408,7 @@ impl Shards {
         let cx = &mut lend!(self, now, store, out);
         self.coordinator.on_deadline(cx);
         self.fill.on_deadline(cx);
+        self.repair.on_deadline(cx);
         cx.deliver_hints();
     }
 
@@ -397,6 +417,7 @@ impl Shards {
         self.coordinator.invariants();
         self.hints.invariants();
         self.fill.invariants();
+        self.repair.invariants();
         assert!(self.orders.len() <= MAX_ORDERS, "orders are bounded");
     }
 }

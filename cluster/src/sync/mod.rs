@@ -28,7 +28,7 @@ use gridkv_engine::store::{Merged, StoreError};
 use crate::ids::NodeNo;
 use crate::outbox::Class;
 use crate::planted::Bug;
-use crate::replica::ANSWER_BYTES;
+use crate::replica::{ANSWER_BYTES, leaf_of};
 use crate::shards::Context;
 use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
 
@@ -67,6 +67,8 @@ pub(crate) enum Kind {
 pub(crate) enum Progress {
     /// It goes on.
     Going,
+    /// The digests differ, and that is all that was asked.
+    Differs,
     /// All that the peer had at its start is here, and for repair the other way round too.
     Done,
     /// The peer does not answer, or will not.
@@ -171,6 +173,8 @@ pub(crate) struct Session {
     whole: bool,
     /// What is here may be from a time when this node held the shard before.
     pub(crate) suspect: bool,
+    /// Ends at the digest.
+    pub(crate) look_only: bool,
     leaves: u16,
     items: Vec<Item>,
     page_end: Option<KeyHash>,
@@ -197,6 +201,7 @@ impl Session {
             stream: None,
             whole: false,
             suspect: false,
+            look_only: false,
             leaves: 0,
             items: Vec::new(),
             page_end: None,
@@ -384,6 +389,9 @@ impl Session {
             self.stream = None;
             return Ok(());
         }
+        if self.look_only {
+            return Err(Progress::Differs);
+        }
         if self.kind == Kind::Repair && cx.planted.has(Bug::SyncClears) {
             let _ = cx.store.drop_shard(shard, 0);
         }
@@ -456,13 +464,11 @@ impl Session {
 
     /// Compares some own entries from `from` on with the page; where to go on, `None` when the page is through.
     fn compare(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, from: KeyHash) -> Option<KeyHash> {
-        let (keyspace, bits) = (cx.view.keyspace(), cx.view.keyspace().shards.bits());
-        let (leaves, end) = (self.leaves, self.page_end);
+        let (keyspace, leaves, end) = (cx.view.keyspace(), self.leaves, self.page_end);
         let mut own: Vec<Item> = Vec::with_capacity(COMPARED);
         let next = cx.store.snapshot(self.shard, from, COMPARED, &mut |entry| {
             let hash = keyspace.locate(entry.key);
-            let leaf = (hash.0 << bits >> 60) as usize % LEAVES;
-            if leaves >> leaf & 1 == 1 && end.is_none_or(|end| hash < end) {
+            if leaves >> leaf_of(keyspace, hash) & 1 == 1 && end.is_none_or(|end| hash < end) {
                 own.push(Item { hash, version: entry.version });
             }
         });
@@ -579,3 +585,6 @@ fn differences(own: &[Item], there: &[Item]) -> Vec<(Vec<Item>, Vec<Item>)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

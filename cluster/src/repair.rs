@@ -1,0 +1,284 @@
+//! Anti-entropy: copies that differ become equal, whoever missed what.
+//!
+//! Each pair of serving replicas of a shard compares digests, in turn, once per cycle; the one with the lower number asks.
+//! Pairs of which something is known to be missing come first: a hint was dropped, a replica was away, the last look found
+//! a difference. A digest that differs is looked at again two seconds later, for writes may be on their way; if it still
+//! differs, both sides exchange what is newer ([`crate::sync`]), and look again until they are equal.
+//!
+//! What it promises: two serving replicas that can reach each other hold the same a cycle and a few seconds after the last
+//! write. It merges, within the floor, and clears nothing.
+//!
+//! Bounds: conversations at once, bytes per second, a page of hashes and a window of writes each. When nothing differs, a
+//! pair costs 264 bytes per cycle.
+
+use std::collections::BTreeMap;
+
+use gridkv_engine::Millis;
+use gridkv_engine::hash::ShardId;
+
+use crate::ids::NodeNo;
+use crate::shards::Context;
+use crate::sync::{Bucket, Kind, Progress, Session, Shared, SyncStats};
+use crate::wire::Message;
+
+/// Marks the operation numbers of repair.
+pub(crate) const REPAIR: u64 = 1 << 61;
+
+/// Bounds of repair on one core.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// In that time every pair is looked at.
+    pub cycle_ms: Millis,
+    /// Pairs that are looked at together.
+    pub at_once: usize,
+    /// Bytes per second that it moves.
+    pub bytes_per_second: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { cycle_ms: 60_000, at_once: 4, bytes_per_second: 20 << 20 }
+    }
+}
+
+/// When a difference is looked at again.
+const RECHECK_MS: Millis = 2000;
+/// How often a pair is looked at out of turn before it waits for its turn again.
+const RECHECKS: u32 = 6;
+/// How often dropped hints are asked for.
+const TICK_MS: Millis = 1000;
+
+/// Counters of repair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairStats {
+    /// Of its conversations.
+    pub sync: SyncStats,
+    /// Cycles through all pairs.
+    pub cycles: u64,
+    /// Entries that differed.
+    pub differences: u64,
+    /// Pairs that wait to be looked at out of turn.
+    pub dirty: u64,
+}
+
+/// Two copies: the shard and the other replica.
+type Pair = (ShardId, NodeNo);
+
+/// A pair that is looked at out of turn.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    at: Millis,
+    tries: u32,
+}
+
+#[derive(Debug)]
+struct Active {
+    session: Session,
+    epoch: u64,
+    tries: u32,
+}
+
+/// The repair of one core's shards.
+#[derive(Debug)]
+pub(crate) struct Repair {
+    limits: Limits,
+    active: Vec<Active>,
+    dirty: BTreeMap<Pair, Due>,
+    /// The pair that was looked at last in its turn.
+    turn: Pair,
+    next_turn: Millis,
+    tick: Millis,
+    /// Pairs in a cycle.
+    pairs: u64,
+    bucket: Bucket,
+    begun: u64,
+    stats: RepairStats,
+}
+
+/// The replicas with which this node compares a shard in turn.
+fn partners(cx: &Context<'_>, shard: ShardId) -> impl Iterator<Item = NodeNo> {
+    let (me, view) = (cx.view.me, cx.view);
+    let placement = view.map.placement(shard);
+    let serves = placement.names(me) && !placement.is_filling(me);
+    placement.written().filter(move |&node| serves && me < node && !placement.is_filling(node) && view.is_alive(node))
+}
+
+/// Whether this node and that one both serve the shard.
+fn both_serve(cx: &Context<'_>, (shard, node): Pair) -> bool {
+    let placement = cx.view.map.placement(shard);
+    let serves = |node| placement.names(node) && !placement.is_filling(node);
+    cx.view.owned.contains(&shard.0) && node != cx.view.me && serves(cx.view.me) && serves(node)
+}
+
+impl Repair {
+    pub(crate) fn new(limits: Limits) -> Repair {
+        Repair {
+            limits,
+            active: Vec::new(),
+            dirty: BTreeMap::new(),
+            turn: (ShardId(0), NodeNo(0)),
+            next_turn: 0,
+            tick: 0,
+            pairs: 0,
+            bucket: Bucket::new(limits.bytes_per_second),
+            begun: 0,
+            stats: RepairStats::default(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> RepairStats {
+        RepairStats { dirty: self.dirty.len() as u64, ..self.stats }
+    }
+
+    /// The map changed: conversations of an older epoch end.
+    pub(crate) fn on_map(&mut self, cx: &mut Context<'_>) {
+        let fits = |active: &Active| cx.view.map.placement(active.session.shard).epoch == active.epoch;
+        for active in self.active.extract_if(.., |active| !fits(active)) {
+            let pair = (active.session.shard, active.session.peer);
+            self.dirty.entry(pair).or_insert(Due { at: cx.now.mono, tries: 0 });
+        }
+        self.dirty.retain(|&pair, _| both_serve(cx, pair));
+        self.count(cx);
+    }
+
+    /// Who can be reached has changed: those that came back may have missed something.
+    pub(crate) fn on_alive(&mut self, cx: &mut Context<'_>, back: &[NodeNo]) {
+        for shard in cx.view.owned.clone().map(ShardId) {
+            for node in partners(cx, shard).filter(|node| back.contains(node)) {
+                self.dirty.insert((shard, node), Due { at: cx.now.mono, tries: 0 });
+            }
+        }
+        for gone in self.active.extract_if(.., |active| !cx.view.is_alive(active.session.peer)) {
+            self.dirty.entry((gone.session.shard, gone.session.peer)).or_insert(Due { at: cx.now.mono, tries: 0 });
+        }
+        self.count(cx);
+    }
+
+    fn count(&mut self, cx: &Context<'_>) {
+        let before = self.pairs;
+        self.pairs = cx.view.owned.clone().map(|shard| partners(cx, ShardId(shard)).count() as u64).sum();
+        if before == 0 && self.pairs > 0 {
+            self.next_turn = cx.now.mono + self.interval();
+        }
+    }
+
+    fn interval(&self) -> Millis {
+        (self.limits.cycle_ms / self.pairs.max(1)).max(1)
+    }
+
+    /// The pair whose turn it is.
+    fn take_turn(&mut self, cx: &Context<'_>) -> Option<Pair> {
+        let all = || {
+            cx.view.owned.clone().map(ShardId).flat_map(|shard| {
+                let mut nodes: Vec<NodeNo> = partners(cx, shard).collect();
+                nodes.sort_unstable();
+                nodes.into_iter().map(move |node| (shard, node))
+            })
+        };
+        let next = all().find(|pair| *pair > self.turn).or_else(|| {
+            self.stats.cycles += 1;
+            all().next()
+        })?;
+        self.turn = next;
+        Some(next)
+    }
+
+    fn begin(&mut self, cx: &mut Context<'_>, (shard, node): Pair, tries: u32, look_only: bool) {
+        let epoch = cx.view.map.placement(shard).epoch;
+        self.begun += 1;
+        self.stats.sync.begun += 1;
+        let mut session = Session::new(Kind::Repair, shard, epoch, node, Session::number(REPAIR, self.begun));
+        session.look_only = look_only;
+        self.active.push(Active { session, epoch, tries });
+        let last = self.active.len() - 1;
+        self.with(cx, last, |session, cx, shared| Some(session.go(cx, shared)));
+    }
+
+    fn with(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: usize,
+        act: impl FnOnce(&mut Session, &mut Context<'_>, &mut Shared<'_>) -> Option<Progress>,
+    ) {
+        let active = &mut self.active[at];
+        let mut shared = Shared { bucket: &mut self.bucket, stats: &mut self.stats.sync };
+        let Some(progress) = act(&mut active.session, cx, &mut shared) else { return };
+        let (pair, tries) = ((active.session.shard, active.session.peer), active.tries);
+        let again = match progress {
+            Progress::Going => return,
+            Progress::Differs => true,
+            Progress::Failed => true,
+            Progress::Done => active.session.differences > 0,
+        };
+        self.stats.differences += active.session.differences;
+        self.active.swap_remove(at);
+        if again && tries < RECHECKS {
+            let at = cx.now.mono + (RECHECK_MS << tries);
+            self.dirty.insert(pair, Due { at, tries: tries + 1 });
+        }
+    }
+
+    /// An answer to a question of repair.
+    pub(crate) fn on_answer(&mut self, cx: &mut Context<'_>, from: NodeNo, message: &Message<'_>) {
+        let shard = message.ask().shard;
+        let fits = |active: &Active| active.session.shard == shard && active.session.peer == from;
+        if let Some(at) = self.active.iter().position(fits) {
+            self.with(cx, at, |session, cx, shared| session.on_answer(cx, shared, from, message));
+        }
+    }
+
+    /// When to look again.
+    pub(crate) fn next_deadline(&self) -> Option<Millis> {
+        if self.pairs == 0 && self.active.is_empty() && self.dirty.is_empty() {
+            return None;
+        }
+        let active = self.active.iter().map(|active| active.session.next_deadline());
+        active.chain([self.next_turn.min(self.tick)]).min()
+    }
+
+    /// Time has passed.
+    pub(crate) fn on_deadline(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now.mono;
+        for at in (0..self.active.len()).rev() {
+            if self.active[at].session.next_deadline() <= now {
+                self.with(cx, at, |session, cx, shared| Some(session.on_deadline(cx, shared)));
+            }
+        }
+        if self.tick <= now {
+            self.tick = now + TICK_MS;
+            for pair in cx.hints.take_dirty() {
+                self.dirty.entry(pair).or_insert(Due { at: now, tries: 0 });
+            }
+            self.dirty.retain(|&pair, _| both_serve(cx, pair));
+        }
+        let due: Vec<(Pair, Due)> = self.dirty.iter().filter(|(_, due)| due.at <= now).map(|(p, d)| (*p, *d)).collect();
+        for (pair, due) in due {
+            let busy = self.active.iter().any(|active| (active.session.shard, active.session.peer) == pair);
+            if self.active.len() < self.limits.at_once && !busy && cx.view.is_alive(pair.1) {
+                self.dirty.remove(&pair);
+                self.begin(cx, pair, due.tries, false);
+            }
+        }
+        if !self.dirty.is_empty() && self.active.len() < self.limits.at_once {
+            // Those that are not due yet, or cannot be reached.
+            let next = self.dirty.values().map(|due| due.at).filter(|&at| at > now).min();
+            self.tick = next.map_or(self.tick, |next| next.min(self.tick));
+        }
+        if self.next_turn <= now && self.pairs > 0 {
+            self.next_turn = (self.next_turn + self.interval()).max(now + 1);
+            if self.active.len() < self.limits.at_once
+                && let Some(pair) = self.take_turn(cx)
+                && !self.dirty.contains_key(&pair)
+                && !self.active.iter().any(|active| (active.session.shard, active.session.peer) == pair)
+            {
+                self.begin(cx, pair, 0, true);
+            }
+        }
+    }
+
+    /// Whether what is bounded is within its bounds.
+    pub(crate) fn invariants(&self) {
+        assert!(self.active.len() <= self.limits.at_once, "conversations are bounded");
+        self.active.iter().for_each(|active| active.session.invariants());
+    }
+}

@@ -1,0 +1,473 @@
+//! Nodes with a store each, their messages delivered in an order that a seed chooses, in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gridkv_engine::Millis;
+use gridkv_engine::backend::Registry;
+use gridkv_engine::hash::ShardId;
+use gridkv_engine::hlc::{Hlc, Version};
+use gridkv_engine::record::Entry;
+use gridkv_engine::store::{Store, StoreConfig};
+use rkyv::util::AlignedVec;
+
+use crate::ids::{NodeNo, Now};
+use crate::map::testing::{candidate, step_all, three};
+use crate::map::{Change, Map, Transition};
+use crate::outbox::{Outbox, Outcome};
+use crate::planted::{Bug, Planted};
+use crate::quorum::Level;
+use crate::shards::{Limits, Shards};
+use crate::wire::Message;
+
+struct Node {
+    shards: Shards,
+    store: Store,
+}
+
+struct World {
+    map: Arc<Map>,
+    nodes: BTreeMap<NodeNo, Node>,
+    down: BTreeSet<NodeNo>,
+    /// From, to, bytes.
+    queue: Vec<(NodeNo, NodeNo, AlignedVec<16>)>,
+    now: Millis,
+    random: u64,
+    done: Vec<(NodeNo, u64, Outcome)>,
+    /// Bytes of messages between each two.
+    bytes: u64,
+    /// Bytes of the largest message.
+    largest: usize,
+    limits: Limits,
+    planted: Planted,
+}
+
+const WALL: Millis = 1_000_000_000;
+
+impl World {
+    fn new(seed: u64) -> World {
+        World::with(seed, three(), Limits::default(), Planted::default())
+    }
+
+    fn with(seed: u64, map: Map, limits: Limits, planted: Planted) -> World {
+        let mut world = World {
+            map: Arc::new(map),
+            nodes: BTreeMap::new(),
+            down: BTreeSet::new(),
+            queue: Vec::new(),
+            now: 1,
+            random: seed | 1,
+            done: Vec::new(),
+            bytes: 0,
+            largest: 0,
+            limits,
+            planted,
+        };
+        for no in 1..=3 {
+            world.start(NodeNo(no));
+        }
+        world.set_alive();
+        world
+    }
+
+    fn keyspace(&self) -> gridkv_engine::hash::Keyspace {
+        self.nodes.values().next().unwrap().shards.view().keyspace()
+    }
+
+    /// A process with an empty memory that has that number.
+    fn start(&mut self, no: NodeNo) {
+        let mut shards = Shards::new(0..32, self.map.clone(), self.limits, self.planted);
+        let keyspace = shards.view().keyspace();
+        let config =
+            StoreConfig { keyspace, owned: 0..32, keep_tombstones: true, node: no.0, ..StoreConfig::default() };
+        let backend = Registry::default().make("memory-sharded", &config.backend()).unwrap();
+        let mut store = Store::new(config, backend);
+        let mut out = Outbox::new();
+        shards.on_map(self.now(), &mut store, self.map.clone(), no, &mut out);
+        self.nodes.insert(no, Node { shards, store });
+        self.drain(no, &mut out);
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.now, wall: WALL + self.now }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn drain(&mut self, no: NodeNo, out: &mut Outbox) {
+        for (send, bytes) in out.sends() {
+            let mut copy = AlignedVec::new();
+            copy.extend_from_slice(bytes);
+            self.bytes += bytes.len() as u64;
+            self.largest = self.largest.max(bytes.len());
+            self.queue.push((no, send.to, copy));
+        }
+        self.done.extend(out.take_done().into_iter().map(|(token, outcome)| (no, token, outcome)));
+        out.clear_sends();
+    }
+
+    fn input(&mut self, no: NodeNo, act: impl FnOnce(&mut Node, Now, &mut Outbox)) {
+        let now = self.now();
+        let mut out = Outbox::new();
+        let node = self.nodes.get_mut(&no).unwrap();
+        act(node, now, &mut out);
+        node.shards.invariants();
+        self.drain(no, &mut out);
+    }
+
+    fn set_alive(&mut self) {
+        let alive: BTreeSet<NodeNo> = self.nodes.keys().copied().filter(|no| !self.down.contains(no)).collect();
+        for no in alive.clone() {
+            let alive = alive.clone();
+            self.input(no, |node, now, out| node.shards.on_alive(now, &mut node.store, alive, out));
+        }
+    }
+
+    fn adopt(&mut self, map: Map) {
+        self.map = Arc::new(map);
+        let map = self.map.clone();
+        for no in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if !self.down.contains(&no) {
+                let map = map.clone();
+                self.input(no, |node, now, out| node.shards.on_map(now, &mut node.store, map, no, out));
+            }
+        }
+    }
+
+    /// Delivers one message, any of those under way.
+    fn deliver(&mut self) -> bool {
+        if self.queue.is_empty() {
+            return false;
+        }
+        let at = self.random() as usize % self.queue.len();
+        let (from, to, bytes) = self.queue.remove(at);
+        if self.nodes.contains_key(&to) && !self.down.contains(&to) && !self.down.contains(&from) {
+            self.input(to, |node, now, out| {
+                let message = Message::read(&bytes).unwrap();
+                node.shards.on_message(now, &mut node.store, from, &message, out);
+            });
+        }
+        true
+    }
+
+    /// Lets `ms` pass, with all messages and deadlines of that time.
+    fn run(&mut self, ms: Millis) {
+        let end = self.now + ms;
+        loop {
+            let mut delivered = 0;
+            while self.deliver() {
+                delivered += 1;
+                if delivered % 64 == 0 {
+                    self.now += 1;
+                }
+                assert!(delivered < 1_000_000, "they never stop talking");
+            }
+            let live: Vec<NodeNo> = self.nodes.keys().copied().filter(|no| !self.down.contains(no)).collect();
+            let next = live.iter().filter_map(|no| self.nodes[no].shards.next_deadline(self.now())).min();
+            match next {
+                Some(next) if next.max(self.now + 1) <= end => self.now = next.max(self.now + 1),
+                _ => {
+                    self.now = self.now.max(end);
+                    return;
+                }
+            }
+            for no in live {
+                self.input(no, |node, now, out| {
+                    if node.shards.next_deadline(now).is_some_and(|at| at <= now.mono) {
+                        node.shards.on_deadline(now, &mut node.store, out);
+                    }
+                });
+            }
+        }
+    }
+
+    fn version(&self, ms_ago: Millis, counter: u16) -> Version {
+        Version { hlc: Hlc::new(WALL + self.now - ms_ago, counter), node: 1 }
+    }
+
+    /// Puts an entry into some stores, as if it had been written there.
+    fn put(&mut self, nodes: &[u16], key: &str, value: Option<&[u8]>, version: Version) {
+        for no in nodes {
+            let now = self.now();
+            let node = self.nodes.get_mut(&NodeNo(*no)).unwrap();
+            let entry = Entry {
+                key: key.as_bytes(),
+                value: value.unwrap_or_default(),
+                version,
+                expires_at: 0,
+                tombstone: value.is_none(),
+            };
+            node.store.merge(entry, now.wall).unwrap();
+        }
+    }
+
+    /// A client's write, at a quorum.
+    fn write(&mut self, at: u16, token: u64, key: &str, value: Option<&[u8]>) {
+        let hash = self.keyspace().locate(key.as_bytes());
+        self.input(NodeNo(at), |node, now, out| {
+            let key = (hash, key.as_bytes());
+            node.shards.write(now, &mut node.store, token, key, value, 0, Level::Quorum, out);
+        });
+    }
+
+    fn holds(&mut self, no: u16, key: &str) -> Option<Vec<u8>> {
+        let hash = self.keyspace().locate(key.as_bytes());
+        let wall = self.now().wall;
+        let store = &mut self.nodes.get_mut(&NodeNo(no)).unwrap().store;
+        store.peek(hash, key.as_bytes(), wall).map(|entry| entry.value.to_vec())
+    }
+
+    fn raw(&mut self, no: u16, key: &str) -> Option<Version> {
+        let hash = self.keyspace().locate(key.as_bytes());
+        self.nodes.get_mut(&NodeNo(no)).unwrap().store.raw(hash, key.as_bytes()).map(|entry| entry.version)
+    }
+
+    fn equal(&self, a: u16, b: u16) -> bool {
+        let store = |no: u16| &self.nodes[&NodeNo(no)].store;
+        (0..32).all(|shard| store(a).digest(ShardId(shard)) == store(b).digest(ShardId(shard)))
+    }
+
+    fn all_filled(&self, no: u16) -> bool {
+        let placements = self.map.placements.iter().enumerate();
+        let shards = &self.nodes[&NodeNo(no)].shards;
+        placements.into_iter().all(|(shard, p)| shards.is_filled(ShardId(shard as u16), p.epoch))
+    }
+
+    fn crash(&mut self, no: u16) {
+        self.down.insert(NodeNo(no));
+        self.set_alive();
+    }
+
+    fn back(&mut self, no: u16) {
+        self.down.remove(&NodeNo(no));
+        self.set_alive();
+    }
+
+    /// The node of number 2 has lost its memory, and is number 4 now.
+    fn restart_second(&mut self) {
+        self.nodes.remove(&NodeNo(2));
+        let map = self.map.apply(&Change::Admit(candidate(2, 2))).unwrap();
+        self.map = Arc::new(map.clone());
+        self.start(NodeNo(4));
+        self.adopt(map);
+        self.set_alive();
+    }
+}
+
+fn seeds(run: impl Fn(u64)) {
+    (1..6).for_each(|seed| run(seed * 0x9e37_79b9));
+}
+
+#[test]
+fn a_restarted_node_gets_everything_while_it_is_written() {
+    seeds(|seed| {
+        let mut world = World::new(seed);
+        for n in 0..3000u16 {
+            // Each is on two of three, as an acknowledged write is.
+            let on = [[1, 2], [2, 3], [1, 3]][usize::from(n) % 3];
+            world.put(&on, &format!("k{n}"), (n % 10 > 0).then_some(b"old"), world.version(100_000, n));
+        }
+        world.restart_second();
+        assert!(!world.all_filled(4));
+        for n in 0..300u64 {
+            world.write(1 + 2 * (n % 2) as u16, n, &format!("k{}", n * 7), Some(b"new"));
+            for _ in 0..7 {
+                world.deliver();
+            }
+        }
+        world.run(1500);
+        assert!(world.all_filled(4), "{:?}", world.nodes[&NodeNo(4)].shards.stats().fill);
+        let written = world.done.iter().filter(|(.., outcome)| matches!(outcome, Outcome::Written { .. })).count();
+        assert_eq!(written, 300);
+        for n in 0..3000 {
+            let expected: Option<&[u8]> = match n {
+                _ if n % 7 == 0 && n < 2100 => Some(b"new"),
+                _ => (n % 10 > 0).then_some(b"old"),
+            };
+            assert_eq!(world.holds(4, &format!("k{n}")).as_deref(), expected, "k{n}");
+            assert!(world.raw(4, &format!("k{n}")).is_some(), "tombstones come too");
+        }
+    });
+}
+
+#[test]
+fn one_source_is_not_enough_and_a_lost_one_is_replaced() {
+    let mut world = World::new(3);
+    for n in 0..2000u16 {
+        world.put(&[1, 2, 3][usize::from(n) % 2..][..2], &format!("k{n}"), Some(&[b'v'; 2000]), world.version(9000, n));
+    }
+    world.restart_second();
+    (0..60).for_each(|_| _ = world.deliver());
+    world.crash(3);
+    world.run(3000);
+    let stats = world.nodes[&NodeNo(4)].shards.stats().fill;
+    assert!(stats.blocked > 20 && stats.blocked + stats.filled == 32, "{stats:?}");
+    assert!(stats.sync.pulled > 900, "it has taken what there is: {stats:?}");
+    world.back(3);
+    world.run(3000);
+    assert!(world.all_filled(4));
+    assert!((0..2000).all(|n| world.holds(4, &format!("k{n}")).is_some()));
+}
+
+#[test]
+fn with_one_source_an_acknowledged_write_may_be_missed() {
+    let planted = Planted::with(Bug::OneSource);
+    let mut world = World::with(1, three(), Limits::default(), planted);
+    (0..200).for_each(|n| world.put(&[2, 3], &format!("k{n}"), Some(b"v"), world.version(9000, n)));
+    world.restart_second();
+    world.run(500);
+    assert!(world.all_filled(4));
+    assert!((0..200).any(|n| world.holds(4, &format!("k{n}")).is_none()));
+}
+
+#[test]
+fn a_new_epoch_asks_all_sources_again_and_keeps_the_data() {
+    let mut world = World::new(5);
+    (0..1000).for_each(|n| world.put(&[1, 2, 3], &format!("k{n}"), Some(&[b'v'; 3000]), world.version(9000, n)));
+    world.restart_second();
+    world.run(1000);
+    assert!(world.all_filled(4));
+    let before = world.bytes;
+    // What was reported in the old epoch counts no more: this write is on the sources alone.
+    (0..20).for_each(|n| world.put(&[1, 3], &format!("late{n}"), Some(b"v"), world.version(0, n)));
+    let map = step_all(&world.map, Transition::First { node: NodeNo(3) });
+    world.adopt(map);
+    assert!(!world.all_filled(4));
+    world.run(1000);
+    assert!(world.all_filled(4) && world.equal(4, 1));
+    assert!(world.bytes - before < 200_000, "{} bytes for 20 entries", world.bytes - before);
+}
+
+#[test]
+fn large_values_come_in_bounded_answers() {
+    let mut world = World::new(7);
+    let value = vec![b'x'; 100_000];
+    (0..150).for_each(|n| world.put(&[1], &format!("{{tag}}{n}"), Some(&value), world.version(9000, n)));
+    (0..150).for_each(|n| world.put(&[3], &format!("{{tag}}x{n}"), Some(&value), world.version(9000, n)));
+    world.restart_second();
+    world.run(3000);
+    assert!(world.all_filled(4));
+    assert_eq!(world.nodes[&NodeNo(4)].store.len(), 300);
+    assert!(world.largest < (256 << 10) + 17 * 100_200, "{}", world.largest);
+    // 30 MB at 100 MB per second: it was throttled.
+    assert!(world.nodes[&NodeNo(4)].shards.stats().fill.sync.failed == 0);
+}
+
+#[test]
+fn what_is_left_of_a_former_membership_is_not_kept() {
+    let mut world = World::new(11);
+    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
+    world.map = Arc::new(map.clone());
+    world.start(NodeNo(4));
+    world.adopt(map);
+    world.set_alive();
+    world.put(&[1, 2, 3], "k", Some(b"deleted long ago"), world.version(90_000, 0));
+    // Number 1 hands everything to number 4 and hears nothing of it until it is to come back.
+    let step = |world: &mut World, transition| world.adopt(step_all(&world.map, transition));
+    step(&mut world, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) });
+    world.run(500);
+    assert!(world.all_filled(4));
+    world.crash(1);
+    step(&mut world, Transition::ReadNew);
+    step(&mut world, Transition::Finish);
+    for no in [2, 3, 4] {
+        world.put(&[no], "k", None, world.version(80_000, 0));
+        let (until, store) = (world.version(70_000, 0), &mut world.nodes.get_mut(&NodeNo(no)).unwrap().store);
+        let shard = store.keyspace().shard(store.locate(b"k"));
+        store.purge_below(shard, until, gridkv_engine::hash::KeyHash(0), 1000).unwrap();
+    }
+    step(&mut world, Transition::Begin { joining: Some(NodeNo(1)), leaving: Some(NodeNo(2)) });
+    world.down.clear();
+    let map = (*world.map).clone();
+    world.adopt(map);
+    world.set_alive();
+    world.run(1000);
+    assert!(world.all_filled(1));
+    assert_eq!((world.raw(1, "k"), world.equal(1, 3)), (None, true));
+    let shard = world.keyspace().shard(world.keyspace().locate(b"k"));
+    let floor = |no: u16| world.nodes[&NodeNo(no)].store.tombstone_floor(shard);
+    assert_eq!(floor(1), floor(3), "the floor comes with the data");
+}
+
+#[test]
+fn a_shard_that_is_held_elsewhere_is_freed() {
+    let mut world = World::new(13);
+    (0..500).for_each(|n| world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(9000, n)));
+    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
+    world.map = Arc::new(map.clone());
+    world.start(NodeNo(4));
+    world.adopt(map);
+    world.set_alive();
+    for transition in [Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) }, Transition::ReadNew] {
+        world.adopt(step_all(&world.map, transition));
+        world.run(1000);
+        assert_eq!(world.nodes[&NodeNo(1)].store.len(), 500, "both sets hold it while it moves");
+    }
+    world.adopt(step_all(&world.map, Transition::Finish));
+    world.run(1000);
+    assert_eq!((world.nodes[&NodeNo(1)].store.len(), world.equal(4, 2)), (0, true));
+}
+
+#[test]
+fn repair_finds_whatever_is_missing() {
+    seeds(|seed| {
+        let mut world = World::new(seed);
+        (0..20_000u16).for_each(|n| world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(50_000, n)));
+        world.run(70_000);
+        let idle = world.bytes;
+        world.run(60_000);
+        let idle = world.bytes - idle;
+        assert!(idle <= 3 * 32 * 264 * 11 / 10, "{idle} bytes in a minute without differences");
+        let before = world.bytes;
+        // A key that two have not, a tombstone that one has not, an older value, and a thousand here and there.
+        world.put(&[2], "lonely", Some(b"v"), world.version(5000, 0));
+        world.put(&[1, 3], "k77", None, world.version(5000, 1));
+        world.put(&[3], "k78", Some(b"newer"), world.version(5000, 2));
+        for n in 0..1000u16 {
+            let on = 1 + n % 3;
+            world.put(&[on], &format!("k{}", n * 19 + 1000), Some(b"scattered"), world.version(5000, n + 3));
+        }
+        world.run(62_000);
+        assert!(world.equal(1, 2) && world.equal(2, 3), "seed {seed}");
+        assert!((1..=3).all(|no| world.holds(no, "lonely").is_some() && world.holds(no, "k77").is_none()));
+        assert!((1..=3).all(|no| world.holds(no, "k78").as_deref() == Some(b"newer")));
+        assert_eq!(world.nodes[&NodeNo(1)].store.len(), 20_000, "nothing else went or came");
+        let moved = world.bytes - before;
+        // Two pairs list every entry once or twice, and a thousand travel.
+        assert!(moved < 20_000 * 24 * 8 + 1_000 * 400, "{moved} bytes");
+    });
+}
+
+#[test]
+fn a_sync_that_clears_is_noticed() {
+    let planted = Planted::with(Bug::SyncClears);
+    let mut world = World::with(1, three(), Limits::default(), planted);
+    (0..100).for_each(|n| world.put(&[1], &format!("k{n}"), Some(b"v"), world.version(50_000, n)));
+    world.run(70_000);
+    assert!(world.nodes[&NodeNo(1)].store.len() < 100);
+}
+
+#[test]
+fn a_replica_that_was_away_is_repaired_at_once() {
+    let mut world = World::new(17);
+    world.crash(3);
+    for n in 0..500 {
+        world.write(1, n, &format!("k{n}"), Some(b"v"));
+    }
+    world.run(5_000);
+    // Its hints are gone with the coordinator.
+    world.limits.repair.cycle_ms = 1 << 40;
+    let map = world.map.clone();
+    let shards = Shards::new(0..32, map.clone(), world.limits, Planted::default());
+    world.nodes.get_mut(&NodeNo(1)).unwrap().shards = shards;
+    world.input(NodeNo(1), |node, now, out| node.shards.on_map(now, &mut node.store, map, NodeNo(1), out));
+    world.back(3);
+    world.run(10_000);
+    assert!(world.equal(1, 3));
+    assert_eq!(world.nodes[&NodeNo(3)].store.len(), 500);
+}
