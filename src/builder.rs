@@ -1,11 +1,12 @@
 //! Describing a node before it starts.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use gridkv_engine::backend::{Backend, BackendConfig, BackendError};
 
-use crate::config::{Config, CoreSet};
+use crate::config::{ClusterConfig, Config, CoreSet};
 use crate::{Error, GridKv};
 
 /// Describes an embedded node; made by [`GridKv::builder`].
@@ -101,11 +102,67 @@ impl Builder {
         self
     }
 
+    /// Takes part in a cluster, and listens there for its other nodes: TCP and UDP on the same port, 0 picks one. The address
+    /// must be one that the others reach, else see [`Builder::advertise`].
+    ///
+    /// This and each of the following, down to [`Builder::dir`], makes the node one of a cluster.
+    pub fn peer_listen(mut self, addr: SocketAddr) -> Builder {
+        self.cluster().peer_listen = addr;
+        self
+    }
+
+    /// Joins the cluster that these belong to: peer addresses, `host:port`. Without any, the node founds a cluster unless
+    /// its directory remembers one.
+    pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Builder {
+        self.cluster().seeds = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The address that other nodes are told, where it is not the one that is listened on.
+    pub fn advertise(mut self, addr: SocketAddr) -> Builder {
+        self.cluster().advertise = Some(addr);
+        self
+    }
+
+    /// Where the node stands, at most 64 bytes; copies of a shard are spread over zones.
+    pub fn zone(mut self, zone: impl Into<String>) -> Builder {
+        self.cluster().zone = zone.into();
+        self
+    }
+
+    /// Its share of the shards relative to the others'; 100 is normal.
+    pub fn weight(mut self, weight: u16) -> Builder {
+        self.cluster().weight = weight;
+        self
+    }
+
+    /// Copies of each shard, 1 to 7; how many of them hold a write before it is acknowledged; how many answer a read. Counts
+    /// at the node that founds the cluster. Unless the two quorums add up to more than the copies, reads may miss
+    /// acknowledged writes.
+    pub fn replicas(mut self, copies: u8, write_quorum: u8, read_quorum: u8) -> Builder {
+        let cluster = self.cluster();
+        (cluster.replicas, cluster.write_quorum, cluster.read_quorum) = (copies, write_quorum, read_quorum);
+        self
+    }
+
+    /// Where the node keeps its identity, its votes and the last map. Without one every start is a new node.
+    pub fn dir(mut self, path: impl Into<PathBuf>) -> Builder {
+        self.cluster().dir = Some(path.into());
+        self
+    }
+
+    fn cluster(&mut self) -> &mut ClusterConfig {
+        self.config.cluster.get_or_insert_default()
+    }
+
     /// Starts the node.
     ///
     /// # Errors
     /// [`Error::Start`] and [`Error::Config`]: what is wrong and what to do. Nothing keeps running.
     pub fn start(self) -> Result<GridKv, Error> {
+        if let Some(warning) = self.config.cluster.as_ref().and_then(ClusterConfig::warning) {
+            tracing::warn!("{warning}");
+        }
         crate::node::start(self.config)
     }
 }

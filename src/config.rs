@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use gridkv_cluster::map::{MAX_COPIES, MAX_ZONE};
 use gridkv_engine::backend::{Backend, DEFAULT_BACKEND, Registry};
 use gridkv_engine::hash::ShardCount;
 use gridkv_engine::record::{MAX_KEY_LEN, MAX_VALUE_LEN};
@@ -214,6 +215,17 @@ impl Config {
                 .with_hint("leave it out to ask for none")
                 .into());
         }
+        if let Some(cluster) = &self.cluster {
+            cluster.validate()?;
+            for (whose, addr) in [("RESP clients", self.listen), ("the pages over HTTP", self.http)] {
+                let peer = cluster.peer_listen;
+                if addr == Some(peer) && peer.port() != 0 {
+                    return Err(ConfigError::new("peer_listen", format!("{peer} is the address of {whose} already"))
+                        .with_hint("give each its own port")
+                        .into());
+                }
+            }
+        }
         self.limits.validate()
     }
 
@@ -235,6 +247,72 @@ impl Config {
         self.registry
             .make(&self.backend, &store.backend())
             .map_err(|error| StartError::Backend { name: self.backend.clone(), cause: error.to_string() }.into())
+    }
+}
+
+impl ClusterConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        for seed in &self.seeds {
+            let parts = seed.rsplit_once(':');
+            let good = |(host, port): (&str, &str)| {
+                let bracketed = host.starts_with('[') && host.ends_with(']');
+                !host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0)
+            };
+            if !parts.is_some_and(good) {
+                return Err(ConfigError::new("seed", format!("{seed:?} is no host and port"))
+                    .with_hint("write a peer address such as `node1.example:7380` or `[::1]:7380`"));
+            }
+        }
+        match self.advertise {
+            Some(addr) if addr.ip().is_unspecified() || addr.port() == 0 => {
+                return Err(ConfigError::new("advertise", format!("nobody can connect to {addr}"))
+                    .with_hint("name the address and the port at which other nodes reach this one"));
+            }
+            None if self.peer_listen.ip().is_unspecified() => {
+                let problem = format!("other nodes cannot be told to connect to {}", self.peer_listen);
+                return Err(ConfigError::new("advertise", problem)
+                    .with_hint("name the address at which other nodes reach this one, or listen on that one alone"));
+            }
+            _ => {}
+        }
+        if self.zone.len() > MAX_ZONE {
+            return Err(ConfigError::new("zone", format!("{:?} is longer than {MAX_ZONE} bytes", self.zone)));
+        }
+        if self.weight == 0 {
+            return Err(ConfigError::new("weight", "0 would mean no shard at all")
+                .with_hint("100 is normal; to empty a node, drain it"));
+        }
+        if !(1..=MAX_COPIES).contains(&usize::from(self.replicas)) {
+            return Err(ConfigError::new("replicas", format!("{} is not within 1 and {MAX_COPIES}", self.replicas))
+                .with_hint("3 copies outlive one node, 5 outlive two"));
+        }
+        for (setting, quorum) in [("write_quorum", self.write_quorum), ("read_quorum", self.read_quorum)] {
+            if !(1..=self.replicas).contains(&quorum) {
+                let problem = format!("{quorum} is not within 1 and {}, the number of replicas", self.replicas);
+                return Err(
+                    ConfigError::new(setting, problem).with_hint(format!("a majority is {}", self.replicas / 2 + 1))
+                );
+            }
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.timeout) {
+            return Err(ConfigError::new("cluster_timeout", format!("{:?} is not within 1ms and 60s", self.timeout))
+                .with_hint("for example `1s`"));
+        }
+        if self.replace_after < Duration::from_secs(1) {
+            let problem = format!("{:?} is shorter than it takes to notice that a node is away", self.replace_after);
+            return Err(ConfigError::new("replace_after", problem).with_hint("at least `1s`; `30s` is the default"));
+        }
+        Ok(())
+    }
+
+    /// What is allowed and yet probably not wanted, as a line for the log.
+    pub fn warning(&self) -> Option<String> {
+        let (n, w, r) = (self.replicas, self.write_quorum, self.read_quorum);
+        (u16::from(w) + u16::from(r) <= u16::from(n)).then(|| {
+            format!(
+                "reads may miss acknowledged writes: write_quorum {w} and read_quorum {r} of {n} replicas need not meet"
+            )
+        })
     }
 }
 

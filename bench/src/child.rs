@@ -51,7 +51,7 @@ impl Recipe {
                         --node PATH";
             return Err(Failure::Program { program: program.display().to_string(), what: what.into() });
         }
-        let args = "--listen 127.0.0.1:{port} --http 127.0.0.1:{port2} --cores @{cores} --log-level warn";
+        let args = "--listen 127.0.0.1:{port} --http 127.0.0.1:{port2} --peer-listen none --cores @{cores} --log-level warn";
         Ok(Recipe { name: "gridkv".into(), protocol: Protocol::Resp, program, args: words(args) })
     }
 

@@ -19,7 +19,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use gridkv::config::{Config, Limits, Secret, format_size, parse_size};
+use gridkv::config::{ClusterConfig, Config, Limits, Secret, format_size, parse_size};
 use gridkv::{ConfigError, Error};
 use toml::Value;
 
@@ -37,8 +37,12 @@ pub(crate) enum Order {
 /// Everything the process was told.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// For the node itself.
+    /// For the node itself. Its part about the cluster is put in last, from the two fields below.
     pub(crate) config: Config,
+    /// Its part in a cluster, if it takes part in one.
+    cluster: ClusterConfig,
+    /// Whether it stands alone (`peer_listen` is `none`).
+    alone: bool,
     /// What is logged.
     pub(crate) log_level: String,
     /// In which shape.
@@ -50,6 +54,8 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             config: Config::default(),
+            cluster: ClusterConfig::default(),
+            alone: false,
             log_level: "info".to_owned(),
             log_format: Format::Text,
             password_file: None,
@@ -129,10 +135,14 @@ impl Setting {
 
 const ADDRESSES: &str = "Addresses";
 const DATA: &str = "Cores and data";
+const CLUSTER: &str = "Cluster";
 const ACCESS: &str = "Access";
 const LIMITS: &str = "Limits on clients";
 const TUNING: &str = "Tuning";
 const OBSERVE: &str = "Log and slow log";
+
+/// The one setting that may be given more than once, and as a list in the file.
+const SEED: &str = "seed";
 
 /// Every setting there is, in the order of `--help`, `--print-config` and the documentation.
 const SETTINGS: &[Setting] = &[
@@ -188,16 +198,111 @@ const SETTINGS: &[Setting] = &[
         show: |s| Some(bytes(s.config.max_memory)),
     },
     Setting {
-        key: "seed",
+        key: "hash_seed",
         value: "SEED",
         group: DATA,
-        help: "Seed of the key hash: a number, or `random` for a new one at each start (safer)",
+        help: "Seed of the key hash: a number, or `random` (safer); who joins a cluster takes the cluster's",
         set: |s, text| {
-            let seed = if text == "random" { None } else { Some(number("seed", text)?) };
+            let seed = if text == "random" { None } else { Some(number("hash_seed", text)?) };
             put(&mut s.config.seed, Ok(seed))
         },
         // As text: TOML's integers end at 63 bits.
         show: |s| Some(s.config.seed.map_or_else(|| string("random"), string)),
+    },
+    Setting {
+        key: "peer_listen",
+        value: "ADDR",
+        group: CLUSTER,
+        help: "Where other nodes connect, over TCP and UDP: address:port, or `none` to stand alone",
+        set: |s, text| {
+            let peer = address("peer_listen", text)?;
+            s.alone = peer.is_none();
+            put(&mut s.cluster.peer_listen, Ok(peer.unwrap_or(ClusterConfig::default().peer_listen)))
+        },
+        show: |s| Some(show_address((!s.alone).then_some(s.cluster.peer_listen))),
+    },
+    Setting {
+        key: SEED,
+        value: "HOST:PORT",
+        group: CLUSTER,
+        help: "Peer address of a node of the cluster to join; may be given again, or as a list with commas",
+        set: |s, text| {
+            let seeds = text.split(',').map(str::trim).filter(|seed| !seed.is_empty());
+            put(&mut s.cluster.seeds, Ok(seeds.map(str::to_owned).collect()))
+        },
+        show: |s| (!s.cluster.seeds.is_empty()).then(|| string(s.cluster.seeds.join(","))),
+    },
+    Setting {
+        key: "advertise",
+        value: "ADDR",
+        group: CLUSTER,
+        help: "The address that other nodes are told, where it is not the one that is listened on",
+        set: |s, text| put(&mut s.cluster.advertise, address("advertise", text)),
+        show: |s| s.cluster.advertise.map(string),
+    },
+    Setting {
+        key: "dir",
+        value: "PATH",
+        group: CLUSTER,
+        help: "Where identity, votes and the last map are kept; without one, each start is a new node",
+        set: |s, text| put(&mut s.cluster.dir, Ok((!text.is_empty()).then(|| text.into()))),
+        show: |s| s.cluster.dir.as_ref().map(|path| string(path.display())),
+    },
+    Setting {
+        key: "zone",
+        value: "NAME",
+        group: CLUSTER,
+        help: "Where the node stands, such as a rack; copies of a shard are spread over zones",
+        set: |s, text| put(&mut s.cluster.zone, Ok(text.to_owned())),
+        show: |s| (!s.cluster.zone.is_empty()).then(|| string(&s.cluster.zone)),
+    },
+    Setting {
+        key: "weight",
+        value: "NUMBER",
+        group: CLUSTER,
+        help: "Its share of the shards, relative to that of the others",
+        set: |s, text| put(&mut s.cluster.weight, number("weight", text)),
+        show: |s| Some(count(s.cluster.weight.into())),
+    },
+    Setting {
+        key: "replicas",
+        value: "COUNT",
+        group: CLUSTER,
+        help: "Copies of each shard, 1 to 7; this and the two quorums are set by the node that founds the cluster",
+        set: |s, text| put(&mut s.cluster.replicas, number("replicas", text)),
+        show: |s| Some(count(s.cluster.replicas.into())),
+    },
+    Setting {
+        key: "write_quorum",
+        value: "COUNT",
+        group: CLUSTER,
+        help: "Copies that hold a write before it is acknowledged",
+        set: |s, text| put(&mut s.cluster.write_quorum, number("write_quorum", text)),
+        show: |s| Some(count(s.cluster.write_quorum.into())),
+    },
+    Setting {
+        key: "read_quorum",
+        value: "COUNT",
+        group: CLUSTER,
+        help: "Copies that answer a read",
+        set: |s, text| put(&mut s.cluster.read_quorum, number("read_quorum", text)),
+        show: |s| Some(count(s.cluster.read_quorum.into())),
+    },
+    Setting {
+        key: "cluster_timeout",
+        value: "TIME",
+        group: CLUSTER,
+        help: "How long an operation waits for other nodes before it ends with an error",
+        set: |s, text| put(&mut s.cluster.timeout, duration("cluster_timeout", text)),
+        show: |s| Some(string(format_duration(s.cluster.timeout))),
+    },
+    Setting {
+        key: "replace_after",
+        value: "TIME",
+        group: CLUSTER,
+        help: "How long a node may be away before its copies are made elsewhere",
+        set: |s, text| put(&mut s.cluster.replace_after, duration("replace_after", text)),
+        show: |s| Some(string(format_duration(s.cluster.replace_after))),
     },
     Setting {
         key: "requirepass",
@@ -456,6 +561,7 @@ const _: fn(Config) = |config| {
         tombstone_limit: _,
         slowlog_threshold: _,
         slowlog_len: _,
+        cluster,
         // No settings of a process: backends are linked into it, and its threads are called as it is.
         registry: _,
         thread_name: _,
@@ -470,6 +576,22 @@ const _: fn(Config) = |config| {
         multi_queue: _,
         max_connections: _,
     } = limits;
+    let Some(ClusterConfig {
+        peer_listen: _,
+        advertise: _,
+        seeds: _,
+        zone: _,
+        weight: _,
+        replicas: _,
+        write_quorum: _,
+        read_quorum: _,
+        dir: _,
+        timeout: _,
+        replace_after: _,
+    }) = cluster
+    else {
+        return;
+    };
 };
 
 /// What this process was asked to do, from its command line and environment.
@@ -522,6 +644,9 @@ fn command() -> Command {
         if setting.key == "max_connections" {
             arg = arg.visible_alias("maxclients");
         }
+        if setting.key == SEED {
+            arg = arg.action(ArgAction::Append);
+        }
         command = command.arg(arg);
     }
     command
@@ -547,8 +672,10 @@ fn from(flags: &ArgMatches, environment: &HashMap<String, OsString>) -> Result<O
 
     let mut chosen: Vec<(&Setting, Source, String)> = Vec::new();
     for setting in SETTINGS {
-        if let Some(text) = flags.get_one::<String>(setting.key) {
-            chosen.push((setting, Source::Flag, text.clone()));
+        if let Some(texts) = flags.get_many::<String>(setting.key) {
+            // One text, but for the setting that may be given again.
+            let texts: Vec<&str> = texts.map(String::as_str).collect();
+            chosen.push((setting, Source::Flag, texts.join(",")));
         } else if let Some(text) = variable(&setting.variable())? {
             chosen.push((setting, Source::Environment, text));
         } else if let Some(text) = file.get(setting.key) {
@@ -564,6 +691,11 @@ fn from(flags: &ArgMatches, environment: &HashMap<String, OsString>) -> Result<O
             hint: error.hint,
         })?;
     }
+    if settings.alone && !settings.cluster.seeds.is_empty() {
+        return Err(Refusal::new("seed: the node is to join a cluster and to stand alone (peer_listen = none)")
+            .with_hint("leave one of the two out"));
+    }
+    settings.config.cluster = (!settings.alone).then(|| settings.cluster.clone());
     settings.config.validate()?;
     if flags.get_flag("print-config") {
         let source = |key: &str| {
@@ -607,6 +739,9 @@ fn parse_file(path: &str, text: &str) -> Result<HashMap<&'static str, String>, R
         let text = match value {
             Value::String(text) => text,
             Value::Integer(number) => number.to_string(),
+            Value::Array(list) if key == SEED && list.iter().all(Value::is_str) => {
+                list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+            }
             other => {
                 let kind = other.type_str();
                 return Err(Refusal::new(format!("{path}: {key} is written as {kind}"))
@@ -738,7 +873,18 @@ mod tests {
             ("shards", "512"),
             ("backend", "memory"),
             ("maxmemory", "4gb"),
-            ("seed", "18446744073709551615"),
+            ("hash_seed", "18446744073709551615"),
+            ("peer_listen", "[::1]:3"),
+            ("seed", "one.example:7380,[::1]:4"),
+            ("advertise", "192.0.2.1:5"),
+            ("dir", "/var/lib/grid kv"),
+            ("zone", "rack 7"),
+            ("weight", "250"),
+            ("replicas", "5"),
+            ("write_quorum", "3"),
+            ("read_quorum", "4"),
+            ("cluster_timeout", "2s"),
+            ("replace_after", "90s"),
             ("requirepass_file", password.path()),
             ("max_connections", "17"),
             ("max_key", "1kb"),
@@ -776,6 +922,27 @@ mod tests {
     }
 
     #[test]
+    fn seeds_are_named_one_by_one_or_as_a_list() {
+        let seeds =
+            |flags: &[&str], variables: &[(&str, &str)]| settings(flags, variables).config.cluster.unwrap().seeds;
+        assert_eq!(seeds(&["--seed", "a:1", "--seed", "b:2, c:3"], &[]), ["a:1", "b:2", "c:3"]);
+        assert_eq!(seeds(&[], &[("GRIDKV_SEED", "a:1,b:2,")]), ["a:1", "b:2"]);
+        let file = File::new("seeds", "seed = ['a:1', 'b:2']\n");
+        assert_eq!(seeds(&["--config", file.path()], &[]), ["a:1", "b:2"]);
+        assert_eq!(seeds(&["--config", file.path(), "--seed", "c:3"], &[]), ["c:3"]);
+        assert!(parse_file("f.toml", "seed = [7380]").unwrap_err().to_string().contains("array"));
+    }
+
+    #[test]
+    fn a_node_stands_alone_when_it_is_told_so() {
+        assert_eq!(settings(&[], &[]).config.cluster, Some(ClusterConfig::default()));
+        assert_eq!(settings(&["--peer-listen", "none", "--zone", "z"], &[]).config.cluster, None);
+        assert!(printed(&["--peer-listen", "none"], &[]).contains("peer_listen = \"none\""));
+        let error = order(&["--peer-listen", "none", "--seed", "a:1"], &[]).unwrap_err();
+        assert!(error.to_string().contains("seed") && error.hint.is_some(), "{error:?}");
+    }
+
+    #[test]
     fn a_password_is_never_printed_and_one_layer_gives_one() {
         let text = printed(&["--requirepass", "-sesame"], &[]);
         assert!(text.contains("# requirepass = \"***\"") && !text.contains("sesame"), "{text}");
@@ -799,7 +966,18 @@ mod tests {
             ("shards", "-1"),
             ("backend", "abacus"),
             ("maxmemory", "lots"),
-            ("seed", "dice"),
+            ("hash_seed", "dice"),
+            ("peer_listen", "7380"),
+            ("peer_listen", "127.0.0.1:7379"),
+            ("seed", "one.example"),
+            ("seed", "one.example:0"),
+            ("advertise", "0.0.0.0:7380"),
+            ("weight", "0"),
+            ("replicas", "8"),
+            ("write_quorum", "4"),
+            ("read_quorum", "0"),
+            ("cluster_timeout", "0"),
+            ("replace_after", "10ms"),
             ("requirepass_file", "/nonexistent/password"),
             ("max_connections", "99999999999"),
             ("spin", "50"),

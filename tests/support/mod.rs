@@ -134,11 +134,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with the given flags beside its addresses; ready to serve when this returns.
+    /// A node with the given flags beside its addresses; ready to serve when this returns. It stands alone, unless the flags
+    /// name a `--peer-listen`.
     pub fn start(flags: &[&str]) -> Node {
         let (resp, http) = (free_address(), free_address());
         let (log, path) = log_file();
+        let alone: &[&str] = if flags.contains(&"--peer-listen") { &[] } else { &["--peer-listen", "none"] };
         let child = node_command(&["--listen", &resp.to_string(), "--http", &http.to_string()])
+            .args(alone)
             .args(flags)
             .stdout(log.try_clone().expect("a file handle"))
             .stderr(log)
