@@ -41,6 +41,29 @@ pub enum Bug {
     NoTombstones,
 }
 
+#[cfg(any(test, feature = "planted"))]
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 16] = [
+        Bug::FillingVotes,
+        Bug::AnyEpoch,
+        Bug::NoBlockingRepair,
+        Bug::ExpiredDropped,
+        Bug::PurgeWithoutFence,
+        Bug::AgainWithNewVersion,
+        Bug::WriteNewOnly,
+        Bug::HastyMove,
+        Bug::HintCounts,
+        Bug::AnyFuture,
+        Bug::SyncClears,
+        Bug::OneSource,
+        Bug::SameLife,
+        Bug::JointUnion,
+        Bug::VoterForgets,
+        Bug::NoTombstones,
+    ];
+}
+
 /// Which rule is broken, if any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Planted {

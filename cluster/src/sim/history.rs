@@ -149,6 +149,10 @@ pub struct Violation {
     pub rule: Rule,
     /// How.
     pub what: String,
+    /// When it was seen, in microseconds.
+    pub at: u64,
+    /// The key, and whether it is a counter, if it is about one.
+    pub key: Option<(u64, bool)>,
 }
 
 impl fmt::Display for Violation {
@@ -173,8 +177,8 @@ impl Floor {
     const NONE: Floor = Floor { version: Version::ZERO, above: false, written: false, grave: false };
 }
 
-fn violation(rule: Rule, what: String) -> Result<(), Violation> {
-    Err(Violation { rule, what })
+fn violation(rule: Rule, op: &Op, what: String) -> Result<(), Violation> {
+    Err(Violation { rule, what, at: op.end, key: Some((op.key, op.is_counter)) })
 }
 
 impl Op {
@@ -246,22 +250,22 @@ impl History {
                 (_, Came::Found(Some(seen))) => {
                     if seen.expires_at != 0 && op.wall >= seen.expires_at {
                         let late = op.wall - seen.expires_at;
-                        return violation(Rule::Expiry, format!("served {late} ms late: {}", op.describe()));
+                        return violation(Rule::Expiry, op, format!("served {late} ms late: {}", op.describe()));
                     }
                     if op.is_counter {
                         continue;
                     }
                     let Some(write) = made.get(&seen.value).filter(|write| write.key == op.key && !write.is_counter)
                     else {
-                        return violation(Rule::OneVersion, format!("nobody wrote it: {}", op.describe()));
+                        return violation(Rule::OneVersion, op, format!("nobody wrote it: {}", op.describe()));
                     };
                     if write.came == Came::Failed {
                         let what = format!("{} saw {}", op.describe(), write.describe());
-                        return violation(Rule::FailedNeverSeen, what);
+                        return violation(Rule::FailedNeverSeen, op, what);
                     }
                     let expires = matches!(write.asked, Asked::Set { expires_at, .. } if expires_at != seen.expires_at);
                     if write.call > op.end || expires {
-                        return violation(Rule::OneVersion, format!("{} saw {}", op.describe(), write.describe()));
+                        return violation(Rule::OneVersion, op, format!("{} saw {}", op.describe(), write.describe()));
                     }
                     (seen.value, seen.version)
                 }
@@ -270,7 +274,7 @@ impl History {
             if let Some(sane) = self.sane_ahead_ms.filter(|_| op.quorum) {
                 let ahead = version.hlc.millis().saturating_sub(EPOCH_MS + op.end / 1000);
                 if ahead > sane + MAX_DRIFT_MS + 1 {
-                    return violation(Rule::Future, format!("{ahead} ms ahead: {}", op.describe()));
+                    return violation(Rule::Future, op, format!("{ahead} ms ahead: {}", op.describe()));
                 }
             }
             let known = *version_of.entry(value).or_insert(version);
@@ -278,7 +282,7 @@ impl History {
             if known != version || holder != value {
                 let what =
                     format!("value {value} has version {version:?}, and it or its version was seen with another: ");
-                return violation(Rule::OneVersion, what + &op.describe());
+                return violation(Rule::OneVersion, op, what + &op.describe());
             }
         }
         Ok(())
@@ -334,7 +338,7 @@ impl History {
             Came::Found(Some(seen)) => {
                 let is_fine = if floor.above { seen.version > floor.version } else { seen.version >= floor.version };
                 if !is_fine {
-                    return violation(behind(), format!("{} must see {floor:?} or newer", op.describe()));
+                    return violation(behind(), op, format!("{} must see {floor:?} or newer", op.describe()));
                 }
             }
             Came::Found(None) | Came::Deleted(false) => {
@@ -343,7 +347,7 @@ impl History {
                     || floor.grave
                     || removers.iter().any(|other| other.can_remove(floor.version, op.end, self.ahead_ms));
                 if !is_fine {
-                    return violation(behind(), format!("{} must see {floor:?}, nobody deleted it", op.describe()));
+                    return violation(behind(), op, format!("{} must see {floor:?}, nobody deleted it", op.describe()));
                 }
             }
             _ => {}
@@ -385,7 +389,7 @@ fn check_counter(ops: &[&Op]) -> Result<(), Violation> {
         if !wrong.is_empty() {
             let what =
                 format!("{wrong}: {} (had been {seen}, {done} acknowledged, {possible} possible)", op.describe());
-            return violation(Rule::Counters, what);
+            return violation(Rule::Counters, op, what);
         }
         floor = floor.max(n);
         acked += u64::from(counts);

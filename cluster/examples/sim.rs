@@ -1,0 +1,229 @@
+//! Runs the simulator over many seeds, and prints what it found; `scripts/sim` calls it.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use gridkv_cluster::planted::{Bug, Planted};
+use gridkv_cluster::sim::options::Options;
+use gridkv_cluster::sim::{self, Run, forged};
+
+/// Whole clusters in one thread, under virtual time, from one seed.
+#[derive(Parser, Debug)]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 500)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    start: u64,
+    /// Run this seed alone, and tell more.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Simulated seconds of faults in each run.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Threads; each run has one.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Break this rule on purpose.
+    #[arg(long)]
+    bug: Option<String>,
+    /// Break each rule in turn; each must be noticed.
+    #[arg(long)]
+    planted: bool,
+    /// Seeds that a bug on purpose may take to be found.
+    #[arg(long, default_value_t = 2000)]
+    most: u64,
+    /// Stop at the first seed that fails.
+    #[arg(long)]
+    first: bool,
+    /// Print the last events of a failing seed even when there are many seeds.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // A run that panics is caught and reported; the message would only be in the way.
+    std::panic::set_hook(Box::new(|_| {}));
+    if let Some(seed) = args.seed {
+        let planted = args.bug.as_deref().map_or(Planted::default(), |name| Planted::with(bug(name)));
+        return single(seed, args.seconds, planted);
+    }
+    if args.planted {
+        return planted(&args);
+    }
+    let blind = forged::blind_spots(1000);
+    blind.iter().take(5).for_each(|spot| println!("checkers: {spot}"));
+    println!("checkers: 1000 wrong histories, {} blind spots", blind.len());
+    let planted = args.bug.as_deref().map_or(Planted::default(), |name| Planted::with(bug(name)));
+    let failed = many(&args, planted);
+    match failed == 0 && blind.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn bug(name: &str) -> Bug {
+    let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
+    found.unwrap_or_else(|| {
+        eprintln!("there is no bug {name}; there are {:?}", Bug::ALL);
+        std::process::exit(2)
+    })
+}
+
+fn single(seed: u64, seconds: u64, planted: Planted) -> ExitCode {
+    let options = Options::draw(seed, seconds);
+    println!("{options:#?}");
+    let run = sim::run(&options, planted);
+    println!("{:#?}\nrun {:016x}", run.stats, run.hash);
+    if run.violation.is_none() {
+        println!("seed {seed}: no violation");
+        return ExitCode::SUCCESS;
+    }
+    explain(&options, planted, &run);
+    ExitCode::FAILURE
+}
+
+/// Makes a failure small and draws it.
+fn explain(options: &Options, planted: Planted, run: &Run) {
+    let Some(violation) = &run.violation else { return };
+    println!("seed {}: {violation}", options.seed);
+    let (small, runs) = sim::shrink(options, planted, violation.rule, 150);
+    let again = sim::run(&small, planted);
+    println!("after {runs} runs: {} of {} faults are needed", small.faults.len(), options.faults.len());
+    println!("{small:#?}");
+    println!("{}", sim::draw(&small, planted, &again));
+    if let Some(violation) = &again.violation {
+        println!("{violation}");
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    runs: u64,
+    time: u64,
+    events: u64,
+    messages: u64,
+    changes: u64,
+    checked: u64,
+    ended: [u64; 3],
+    faults: BTreeMap<&'static str, u64>,
+    fewest: Option<u64>,
+    repeated: u64,
+    settled: Vec<u64>,
+    failed: Vec<(u64, String)>,
+}
+
+fn many(args: &Args, planted: Planted) -> usize {
+    let begun = Instant::now();
+    let (next, sum) = (AtomicU64::new(args.start), Mutex::new(Sum::default()));
+    let end = args.start + args.seeds;
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || args.first && !sum.lock().expect("no panic").failed.is_empty() {
+                        return;
+                    }
+                    let options = Options::draw(seed, args.seconds);
+                    let run = sim::run(&options, planted);
+                    // One in twenty runs twice.
+                    let differs = seed % 20 == 0 && sim::run(&options, planted).hash != run.hash;
+                    let mut sum = sum.lock().expect("no panic");
+                    add(&mut sum, seed, &run, differs);
+                    if let (Some(violation), true) = (&run.violation, true) {
+                        println!("seed {seed}: {violation}");
+                        if args.verbose {
+                            explain(&options, planted, &run);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut sum = sum.into_inner().expect("no panic");
+    sum.settled.sort_unstable();
+    let hours = sum.time as f64 / 3.6e9;
+    println!("{} seeds, {hours:.1} simulated hours, {:.1} s", sum.runs, begun.elapsed().as_secs_f64());
+    println!("events {}, messages {}, map changes {}", sum.events, sum.messages, sum.changes);
+    let [done, failed, unknown] = sum.ended;
+    println!("operations: {done} done, {failed} failed, {unknown} unknown; {} checked", sum.checked);
+    println!("faults: {:?}, at least {} in a run", sum.faults, sum.fewest.unwrap_or(0));
+    let at = |part: usize| sum.settled.get(sum.settled.len() * part / 100).copied().unwrap_or(0) as f64 / 1e6;
+    println!("from healing to rest: half {:.1} s, 99 % {:.1} s", at(50), at(99));
+    println!("run twice and equal: {}", sum.repeated);
+    println!("violations: {}", sum.failed.len());
+    sum.failed.len()
+}
+
+fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
+    sum.runs += 1;
+    sum.time += run.stats.time;
+    sum.events += run.stats.events;
+    sum.messages += run.stats.messages;
+    sum.changes += run.stats.changes;
+    sum.checked += run.stats.checked;
+    sum.ended.iter_mut().zip(run.stats.ended).for_each(|(sum, n)| *sum += n);
+    let mut faults = 0;
+    for (name, count) in &run.stats.faults {
+        *sum.faults.entry(name).or_default() += count;
+        faults += count;
+    }
+    sum.fewest = Some(sum.fewest.map_or(faults, |fewest| fewest.min(faults)));
+    sum.settled.push(run.stats.settled);
+    if let Some(violation) = &run.violation {
+        sum.failed.push((seed, violation.to_string()));
+    }
+    if differs {
+        println!("seed {seed}: two runs differ");
+        sum.failed.push((seed, "two runs differ".into()));
+    }
+    sum.repeated += u64::from(seed % 20 == 0 && !differs);
+}
+
+fn planted(args: &Args) -> ExitCode {
+    let mut missed = 0;
+    for bug in sim::WIRED {
+        let begun = Instant::now();
+        let next = AtomicU64::new(args.start);
+        let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..args.threads.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= args.start + args.most || found.lock().expect("no panic").is_some() {
+                            return;
+                        }
+                        let run = sim::run(&Options::draw(seed, args.seconds), Planted::with(bug));
+                        if let Some(violation) = run.violation {
+                            let mut found = found.lock().expect("no panic");
+                            if found.as_ref().is_none_or(|(known, _)| seed < *known) {
+                                *found = Some((seed, violation.to_string()));
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let name = format!("{bug:?}");
+        let seconds = begun.elapsed().as_secs_f64();
+        match found.into_inner().expect("no panic") {
+            Some((seed, what)) => {
+                let what: String = what.chars().take(90).collect();
+                println!("{name:<20} found by seed {seed} in {seconds:.1} s: {what}");
+            }
+            None => {
+                missed += 1;
+                println!("{name:<20} NOT FOUND in {} seeds, {seconds:.1} s", args.most);
+            }
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
