@@ -47,6 +47,7 @@ pub mod membership;
 pub mod outbox;
 pub mod planner;
 pub mod planted;
+pub mod purge;
 pub mod quorum;
 pub mod register;
 pub mod repair;

@@ -1,21 +1,22 @@
 //! What a replica does with a question about one of its shards.
 //!
-//! It answers from its store or refuses, at once and alone: it waits for nobody and remembers nothing of the question.
+//! It answers from its store or refuses, at once and alone: it waits for nobody and remembers nothing of the question, but
+//! for the fence of a purge.
 //!
 //! Contract: a question is served only in the shard epoch that this node has adopted, so all answers of a quorum belong to
 //! one epoch. A replica that is being filled stores what it is sent and answers no read: what it lacks would be read as
 //! absence. Answers are bounded by [`ANSWER_BYTES`], whatever was asked for.
 
-use gridkv_engine::digest::{Digest, LEAVES};
+use gridkv_engine::digest::LEAVES;
 use gridkv_engine::hash::{KeyHash, Keyspace};
-use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Merged, StoreError};
 
 use crate::ids::NodeNo;
 use crate::outbox::Class;
 use crate::planted::Bug;
-use crate::shards::Context;
+use crate::purge::{self, Fences, PURGE};
+use crate::shards::{Context, MACHINES};
 use crate::wire::{Ask, Item, Message, Stored, Why, pack, pack_item};
 
 /// Bytes of entries in one answer, about; the entry that crosses it is still in.
@@ -39,7 +40,13 @@ pub struct ReplicaStats {
 }
 
 /// Answers one question. False when it is not a question.
-pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, message: &Message<'_>) -> bool {
+pub(crate) fn serve(
+    cx: &mut Context<'_>,
+    stats: &mut ReplicaStats,
+    fences: &mut Fences,
+    from: NodeNo,
+    message: &Message<'_>,
+) -> bool {
     let ask = message.ask();
     match message {
         Message::Write(..)
@@ -61,7 +68,7 @@ pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo
         return true;
     }
     match *message {
-        Message::Write(_, stored) => match cx.store.merge(stored.entry, cx.now.wall) {
+        Message::Write(_, stored) => match write(cx, fences, from, &ask, &stored.entry) {
             Ok(Merged::Applied | Merged::Stale) => {
                 stats.writes += 1;
                 cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
@@ -95,20 +102,38 @@ pub(crate) fn serve(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo
             cx.out.send(&[from], Class::Background, &Message::Entries(ask, None, Message::packed(&bytes)));
         }
         Message::Stream(_, at) => stream(cx, stats, from, ask, at),
-        Message::Fence(_, until) => {
-            let digest = digest_until(cx, &ask, until);
+        Message::Fence(_, until, raise) => {
+            if raise && !cx.planted.has(Bug::PurgeWithoutFence) {
+                fences.raise(cx, from, &ask, until);
+            }
+            let digest = purge::digest_until(cx, ask.shard, until);
             cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest, until));
         }
+        // A purge of another round, or of one that this process knows nothing of: what it relied on may not hold.
+        Message::Purge(_, until) if !fences.end(from, &ask, until) && !cx.planted.has(Bug::PurgeWithoutFence) => {
+            stats.refused += 1;
+            refuse(cx, from, ask, Why::Busy, ask.epoch);
+        }
         Message::Purge(_, until) => {
-            let mut at = Some(cx.view.keyspace().first_hash(ask.shard));
-            while let Some(from) = at {
-                at = cx.store.purge_below(ask.shard, until, from, ANSWER_ENTRIES).ok().and_then(|purged| purged.next);
-            }
+            purge::purge(cx, ask.shard, until);
             cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
         }
         _ => unreachable!("looked at above"),
     }
     true
+}
+
+fn write(
+    cx: &mut Context<'_>,
+    fences: &Fences,
+    from: NodeNo,
+    ask: &Ask,
+    entry: &Entry<'_>,
+) -> Result<Merged, StoreError> {
+    if ask.op & MACHINES == PURGE && fences.lets_in(from, ask) {
+        return cx.store.fill(*entry, cx.now.wall);
+    }
+    cx.store.merge(*entry, cx.now.wall)
 }
 
 /// Whether this node may answer now; if not, why, and its own epoch of the shard.
@@ -193,12 +218,3 @@ fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask
 }
 
 const STREAM_STEP: usize = 16;
-
-fn digest_until(cx: &mut Context<'_>, ask: &Ask, until: Version) -> Digest {
-    let mut digest = Digest::default();
-    let mut at = Some(cx.view.keyspace().first_hash(ask.shard));
-    while let Some(from) = at {
-        at = cx.store.digest_until(ask.shard, until, from, ANSWER_ENTRIES, &mut digest);
-    }
-    digest
-}

@@ -29,6 +29,7 @@ use crate::ids::{NodeNo, Now};
 use crate::map::{Map, Placement};
 use crate::outbox::{Changed, Failure, Found, Outbox, Outcome, Value};
 use crate::planted::Planted;
+use crate::purge::{self, PURGE, Purge, PurgeStats};
 use crate::quorum::Level;
 use crate::repair::{self, REPAIR, Repair, RepairStats};
 use crate::replica::{self, ReplicaStats};
@@ -104,6 +105,8 @@ pub struct Limits {
     pub fill: fill::Limits,
     /// Of repair.
     pub repair: repair::Limits,
+    /// Of purging.
+    pub purge: purge::Limits,
 }
 
 /// Counters of a core's machines.
@@ -119,6 +122,8 @@ pub struct ShardStats {
     pub fill: FillStats,
     /// Of repair.
     pub repair: RepairStats,
+    /// Of purging.
+    pub purge: PurgeStats,
 }
 
 /// The machines of one core.
@@ -129,6 +134,7 @@ pub struct Shards {
     hints: Hints,
     fill: Fill,
     repair: Repair,
+    purge: Purge,
     replica: ReplicaStats,
     orders: Vec<OrderRequest>,
     planted: Planted,
@@ -149,7 +155,7 @@ macro_rules! lend {
 }
 
 /// The bits of an operation number that say whose it is; none of them are the coordinator's.
-const MACHINES: u64 = 0xf << 60;
+pub(crate) const MACHINES: u64 = 0xf << 60;
 
 /// Requests of peers to this core as an orderer that wait for the driver, at most.
 const MAX_ORDERS: usize = 4096;
@@ -164,6 +170,7 @@ impl Shards {
             hints: Hints::new(limits.hints),
             fill: Fill::new(limits.fill),
             repair: Repair::new(limits.repair),
+            purge: Purge::new(limits.purge),
             replica: ReplicaStats::default(),
             orders: Vec::new(),
             planted,
@@ -183,6 +190,7 @@ impl Shards {
             hints: self.hints.stats(),
             fill: self.fill.stats(),
             repair: self.repair.stats(),
+            purge: self.purge.stats(),
         }
     }
 
@@ -322,7 +330,7 @@ impl Shards {
     /// A message came from a peer.
     pub fn on_message(&mut self, now: Now, store: &mut Store, from: NodeNo, message: &Message<'_>, out: &mut Outbox) {
         let cx = &mut lend!(self, now, store, out);
-        if replica::serve(cx, &mut self.replica, from, message) {
+        if replica::serve(cx, &mut self.replica, &mut self.purge.fences, from, message) {
             return;
         }
         let ask = message.ask();
@@ -331,6 +339,7 @@ impl Shards {
         }
         match *message {
             _ if ask.op & MACHINES == FILL => self.fill.on_answer(cx, from, message),
+            _ if ask.op & MACHINES == PURGE => self.purge.on_answer(cx, from, message),
             _ if ask.op & MACHINES == REPAIR => self.repair.on_answer(cx, from, message),
             Message::Wrote(ask) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, true),
             Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
@@ -376,6 +385,7 @@ impl Shards {
         self.coordinator.on_map(cx);
         self.fill.on_map(cx);
         self.repair.on_map(cx);
+        self.purge.on_change(cx);
     }
 
     /// Who can be reached has changed.
@@ -389,6 +399,7 @@ impl Shards {
         }
         self.fill.on_alive(cx);
         self.repair.on_alive(cx, &back);
+        self.purge.on_change(cx);
         cx.deliver_hints();
     }
 
@@ -399,6 +410,7 @@ impl Shards {
             self.hints.next_deadline(now.mono),
             self.fill.next_deadline(now.mono),
             self.repair.next_deadline(),
+            self.purge.next_deadline(),
         ];
         machines.into_iter().flatten().min()
     }
@@ -409,6 +421,7 @@ impl Shards {
         self.coordinator.on_deadline(cx);
         self.fill.on_deadline(cx);
         self.repair.on_deadline(cx);
+        self.purge.on_deadline(cx);
         cx.deliver_hints();
     }
 
@@ -418,6 +431,7 @@ impl Shards {
         self.hints.invariants();
         self.fill.invariants();
         self.repair.invariants();
+        self.purge.invariants();
         assert!(self.orders.len() <= MAX_ORDERS, "orders are bounded");
     }
 }

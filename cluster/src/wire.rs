@@ -250,8 +250,8 @@ pub enum Message<'a> {
     Stream(Ask, KeyHash),
     /// Entries; go on from there, if it is not the end.
     Entries(Ask, Option<KeyHash>, Packed<'a>),
-    /// From now on refuse entries up to this version unless present; what is your digest up to it?
-    Fence(Ask, Version),
+    /// What is your digest up to this version? When the flag is set: from now on refuse entries up to it unless present.
+    Fence(Ask, Version, bool),
     /// Drop tombstones up to this version.
     Purge(Ask, Version),
 }
@@ -296,7 +296,7 @@ impl<'a> Message<'a> {
             | Message::Fetch(ask, _)
             | Message::Stream(ask, _)
             | Message::Entries(ask, ..)
-            | Message::Fence(ask, _)
+            | Message::Fence(ask, ..)
             | Message::Purge(ask, _) => ask,
         }
     }
@@ -382,7 +382,8 @@ impl<'a> Message<'a> {
                 head.next(next);
                 (&[], packed.0)
             }
-            Message::Fence(_, version) | Message::Purge(_, version) => {
+            Message::Fence(_, version, _) | Message::Purge(_, version) => {
+                head.flag = if matches!(self, Message::Fence(.., true)) { WHOLE } else { 0 };
                 (head.hlc, head.node) = (version.hlc.0, version.node);
                 (&[], &[])
             }
@@ -444,7 +445,7 @@ impl<'a> Message<'a> {
             13 => Message::Stream(ask, KeyHash(head.hash)),
             14 if !Packed(rest).is_whole() => return Err(field),
             14 => Message::Entries(ask, next, Packed(rest)),
-            15 => Message::Fence(ask, version),
+            15 => Message::Fence(ask, version, head.flag & WHOLE != 0),
             16 => Message::Purge(ask, version),
             kind => return Err(WireError::Kind(kind)),
         })
@@ -553,7 +554,8 @@ mod tests {
             Message::Fetch(ask, Message::hashes(&[1; 16])),
             Message::Stream(ask, KeyHash(3)),
             Message::Entries(ask, Some(KeyHash(3)), Message::packed(entries)),
-            Message::Fence(ask, version),
+            Message::Fence(ask, version, true),
+            Message::Fence(ask, version, false),
             Message::Purge(ask, version),
         ]
     }

@@ -49,7 +49,7 @@ const FULL_MS: Millis = 1000;
 /// Differences younger than this may be writes on their way.
 const YOUNG_MS: Millis = 2000;
 /// Bits of an operation number below the conversation's.
-const SEQUENCE_BITS: u32 = 24;
+pub(crate) const SEQUENCE_BITS: u32 = 24;
 
 /// Who talks, and so what may be changed where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +162,7 @@ pub(crate) struct Session {
     epoch: u64,
     pub(crate) peer: NodeNo,
     /// Number of the next question.
-    op: u64,
+    pub(crate) op: u64,
     step: Step,
     asked: Option<Asked>,
     tries: u32,
@@ -500,8 +500,15 @@ impl Session {
                 return;
             }
             Kind::Repair if is_young(ours.max(theirs)) => return,
-            Kind::Round(until) if !here.iter().chain(there).any(|item| item.version <= until) => return,
-            Kind::Repair | Kind::Round(_) => {}
+            Kind::Round(until) => {
+                let is_old = here.iter().chain(there).any(|item| item.version <= until);
+                // One key, and what is newer stays: it hides the older.
+                let is_hidden = here.len() <= 1 && there.len() <= 1 && ours.max(theirs) > until;
+                if !is_old || is_hidden {
+                    return;
+                }
+            }
+            Kind::Repair => {}
         }
         self.differences += 1;
         if theirs > ours {

@@ -471,3 +471,108 @@ fn a_replica_that_was_away_is_repaired_at_once() {
     assert!(world.equal(1, 3));
     assert_eq!(world.nodes[&NodeNo(3)].store.len(), 500);
 }
+
+/// Tombstones on all nodes.
+fn tombstones(world: &World) -> u64 {
+    world.nodes.values().map(|node| node.store.stats().tombstones).sum()
+}
+
+#[test]
+fn tombstones_go_and_what_they_hid_never_returns() {
+    seeds(|seed| {
+        let mut world = World::new(seed);
+        (0..300).for_each(|n| world.put(&[1, 2, 3], &format!("k{n}"), Some(b"old"), world.version(200_000, n)));
+        // The third misses the deletes; half of them reached one only, with a value that only another has.
+        (0..300).for_each(|n| {
+            let on = if n % 2 == 0 { &[1, 2][..] } else { &[2] };
+            world.put(on, &format!("k{n}"), None, world.version(100_000, n));
+        });
+        (0..50).for_each(|n| world.put(&[3], &format!("x{n}"), Some(b"kept"), world.version(90_000, n)));
+        world.crash(3);
+        world.run(120_000);
+        assert!(tombstones(&world) >= 450, "a replica that is away keeps them");
+        assert!(world.nodes[&NodeNo(1)].shards.stats().purge.blocked > 20);
+        world.back(3);
+        world.run(300_000);
+        assert_eq!(tombstones(&world), 0, "{:?}", world.nodes[&NodeNo(1)].shards.stats().purge);
+        assert!(world.equal(1, 2) && world.equal(2, 3));
+        // Late: a hint with the old value, and the round's own exchange once more.
+        for (op, from) in [(crate::hints::HINT | 1, 2), (crate::purge::PURGE | 1 << 24 | 5, 1)] {
+            let key = "k4";
+            let hash = world.keyspace().locate(key.as_bytes());
+            let shard = world.keyspace().shard(hash);
+            let ask = crate::wire::Ask { op, shard, epoch: world.map.placement(shard).epoch, left_ms: 0 };
+            let version = Version { hlc: Hlc::new(WALL - 200_000, 4), node: 1 };
+            let entry = Entry { key: key.as_bytes(), value: b"old", version, expires_at: 0, tombstone: false };
+            let message = Message::Write(ask, crate::wire::Stored { hash, entry });
+            world.input(NodeNo(3), |node, now, out| {
+                node.shards.on_message(now, &mut node.store, NodeNo(from), &message, out);
+            });
+        }
+        world.run(130_000);
+        for no in 1..=3 {
+            assert!((0..300).all(|n| world.holds(no, &format!("k{n}")).is_none()));
+            assert!((0..50).all(|n| world.holds(no, &format!("x{n}")).is_some()));
+        }
+    });
+}
+
+/// The same without a fence: what the third had comes back.
+#[test]
+fn a_purge_without_a_fence_is_noticed() {
+    let returns = |planted| {
+        let mut limits = Limits::default();
+        limits.repair.cycle_ms = 1_000_000;
+        let mut world = World::with(1, three(), limits, planted);
+        world.put(&[1, 2, 3], "k", Some(b"old"), world.version(200_000, 0));
+        world.put(&[1, 2], "k", None, world.version(100_000, 0));
+        // Past the first look at everything.
+        world.run(1_500_000);
+        assert_eq!(tombstones(&world), 0);
+        (1..=3).any(|no| world.holds(no, "k").is_some())
+    };
+    assert!(!returns(Planted::default()));
+    assert!(returns(Planted::with(Bug::PurgeWithoutFence)));
+}
+
+#[test]
+fn whatever_happens_the_last_write_stays() {
+    seeds(|seed| {
+        let mut world = World::new(seed);
+        let mut token = 0;
+        for step in 0..60 {
+            let random = world.random();
+            if step % 12 == 3 {
+                world.crash(1 + (random % 3) as u16);
+            }
+            if step % 12 == 9 {
+                world.down.clear();
+                world.set_alive();
+            }
+            for _ in 0..40 {
+                let (random, at) = (world.random(), 1 + (world.random() % 3) as u16);
+                if !world.down.contains(&NodeNo(at)) {
+                    token += 1;
+                    let value: Option<&[u8]> = (random % 3 > 0).then_some(b"random");
+                    world.write(at, token, &format!("k{}", random % 97), value);
+                }
+                (0..random % 5).for_each(|_| _ = world.deliver());
+            }
+            world.run(7_000);
+        }
+        world.down.clear();
+        world.set_alive();
+        for n in 0..97u64 {
+            world.write(1 + (n % 3) as u16, 1_000_000 + n, &format!("k{n}"), (n % 2 > 0).then_some(b"last"));
+        }
+        world.run(400_000);
+        assert!(world.equal(1, 2) && world.equal(2, 3));
+        assert_eq!(tombstones(&world), 0);
+        for n in 0..97 {
+            let expected: Option<&[u8]> = (n % 2 > 0).then_some(b"last");
+            assert!((1..=3).all(|no| world.holds(no, &format!("k{n}")).as_deref() == expected), "k{n}");
+        }
+        let purged: u64 = world.nodes.values().map(|node| node.shards.stats().purge.purged).sum();
+        assert!(purged > 32, "rounds ran meanwhile: {purged}");
+    });
+}
