@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use gridkv_engine::store::StoreError;
 use gridkv_net::ring::RingError;
@@ -143,6 +144,12 @@ pub enum StartError {
         /// The kernel's own name for itself.
         release: String,
     },
+    /// The cluster does not admit this node, or none was found.
+    #[error("the node cannot join its cluster: {why}")]
+    Cluster {
+        /// The reason, in words.
+        why: String,
+    },
     /// io_uring is forbidden to this process.
     #[error("io_uring is forbidden here ({cause})")]
     IoUringForbidden {
@@ -229,6 +236,16 @@ pub enum StartError {
         /// What it said.
         cause: String,
     },
+    /// The directory of the node cannot be used.
+    #[error("{} {problem}", .path.display())]
+    Directory {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
     /// A core's executor did not start.
     #[error("the executor of core {core}, to be pinned to CPU {cpu}, did not start: {cause}")]
     Executor {
@@ -255,6 +272,7 @@ impl StartError {
         Some(match self {
             StartError::KernelTooOld { .. } => "run it on a newer kernel; containers use that of their host".into(),
             StartError::IoUringForbidden { hint, .. } => hint.as_str().into(),
+            StartError::Cluster { .. } => "the seeds must be peer addresses (--peer-listen) of running nodes of one cluster".into(),
             StartError::LockedMemory { needed, .. } => format!(
                 "raise it: `ulimit -l {0}` as root, `LimitMEMLOCK={0}K` in a systemd unit, `--ulimit memlock={1}` for \
                  docker, or a `memlock` line in /etc/security/limits.conf",
@@ -287,6 +305,7 @@ impl StartError {
             StartError::Listen { .. } => {
                 "the address must be one of this machine, and ports below 1024 need privileges".into()
             }
+            StartError::Directory { hint, .. } => hint.as_str().into(),
             StartError::Backend { .. } | StartError::Executor { .. } | StartError::Os { .. } => return None,
         })
     }

@@ -147,7 +147,7 @@ impl GridKv {
     /// The core, from 0, that owns `key`.
     pub fn core_of(&self, key: impl AsRef<[u8]>) -> usize {
         let topology = self.topology();
-        topology.owner_of(topology.keyspace.locate(key.as_ref())).index()
+        topology.owner_of(topology.keyspace().locate(key.as_ref())).index()
     }
 
     /// Address the RESP server listens on, if it does.
@@ -426,7 +426,7 @@ impl GridKv {
     async fn one(&self, key: &[u8], push: impl FnOnce(Head, &[u8], &mut Batch)) -> Result<Reply, Error> {
         check_key(key)?;
         let topology = self.topology();
-        let hash = topology.keyspace.locate(key);
+        let hash = topology.keyspace().locate(key);
         let mut batch = Batch::new();
         push(Head { hash: hash.0, ..Head::default() }, key, &mut batch);
         let pending = self.send(topology.owner_of(hash), batch).await?;
@@ -454,7 +454,7 @@ impl GridKv {
         batches.iter_mut().for_each(|batch| batch.reserve((share + share / 4).min(MOST_ROOM), EXPECTED_KEY));
         for (i, key) in keys.enumerate() {
             check_key(key)?;
-            let hash = topology.keyspace.locate(key);
+            let hash = topology.keyspace().locate(key);
             let owner = topology.owner_of(hash).index();
             let head = Head { hash: hash.0, index: i as u32, ..Head::default() };
             push(head, key, i, &mut batches[owner]);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use glommio::ExecutorJoinHandle;
+use gridkv_cluster::control::Event;
 use gridkv_engine::hash::Keyspace;
 use gridkv_engine::store::StoreConfig;
 use gridkv_net::mesh::Mesh;
@@ -13,11 +14,11 @@ use gridkv_net::signal::Signal;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::cores::CoreHandle;
-use crate::cores::launch::{self, Seat};
+use crate::cores::launch::{self, ClusterSeat, Seat};
 use crate::metrics::{CoreMetrics, NodeMetrics};
 use crate::server::settings::Facts;
-use crate::topology::{INBOX_MESSAGES, Link, Topology, shards_of};
-use crate::{Config, Error, GridKv, cores, platform};
+use crate::topology::{INBOX_MESSAGES, Link, Message, Topology, shards_of};
+use crate::{Config, Error, GridKv, cluster, cores, platform};
 
 /// Facts about clients that all cores share: touched when a connection comes or goes, never by a request.
 #[derive(Debug, Default)]
@@ -47,6 +48,10 @@ pub(crate) struct Running {
     pub(crate) resp_addr: Option<SocketAddr>,
     pub(crate) http_addr: Option<SocketAddr>,
     pub(crate) started: Instant,
+    /// Where other nodes connect, in a cluster.
+    pub(crate) peer_addr: Option<SocketAddr>,
+    /// What happens in the cluster.
+    pub(crate) events: Option<flume::Receiver<Event>>,
     /// Nothing is ever sent: it is disconnected once every core has ended.
     pub(crate) ended: flume::Receiver<()>,
     /// Taken by whoever joins first. A lock of the control path: no core ever touches it.
@@ -84,9 +89,15 @@ impl Drop for Running {
 pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
     config.validate()?;
     let cpus = platform::prepare(&mut config)?;
-    let keyspace = Keyspace { seed: config.seed.unwrap_or_else(platform::random_seed), shards: config.shards };
     let resp = config.listen.map(platform::probe).transpose()?;
     let http = config.http.map(platform::probe).transpose()?;
+    let seed = config.seed.unwrap_or_else(platform::random_seed);
+    let mut cluster = cluster::start::prepare(&config, resp, cpus.len(), seed)?;
+    let seed = cluster.as_ref().and_then(|cluster| cluster.seed).unwrap_or(seed);
+    let keyspace = Keyspace { seed, shards: config.shards };
+    let place = cluster.as_ref().map(|cluster| (cluster.identity, cluster.peer));
+    let (verdict, events) = cluster.as_ref().map(|c| (c.verdict.clone(), c.events.clone())).unzip();
+    let mut opening = cluster.take().map(|cluster| cluster.opening);
 
     let mut eventfds = Vec::new();
     let mut links = Vec::new();
@@ -112,6 +123,8 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
         resp_addr: resp,
         http_addr: http,
         started: Instant::now(),
+        peer_addr: place.map(|(_, peer)| peer),
+        events,
         ended,
         threads: Mutex::new(Vec::new()),
     };
@@ -141,6 +154,7 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
             http,
             clients: clients.clone(),
             facts: facts.clone(),
+            cluster: place.map(|(identity, peer)| ClusterSeat { identity, peer, opening: opening.take() }),
         };
         let alive = Alive { topology: topology.clone(), _alive: alive.clone() };
         // On an error `running` is dropped, which stops and joins the cores started so far.
@@ -157,7 +171,34 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
             }
         }
     }
+    if let Some(verdict) = verdict {
+        cluster::start::admission(&verdict)?;
+        listen(&running)?;
+    }
     Ok(GridKv::new(Arc::new(running)))
+}
+
+/// Lets clients come, on all cores: the node is a member of its cluster, and how keys are hashed will not change any more.
+fn listen(running: &Running) -> Result<(), Error> {
+    let (done, results) = flume::bounded(running.topology.cores());
+    for link in &running.topology.links {
+        let (done, resp, http) = (done.clone(), running.resp_addr, running.http_addr);
+        let listen = move |core: &cores::CoreRc| {
+            let listened = match &mut *core.connections.borrow_mut() {
+                Some(connections) => connections.listen(resp, http),
+                None => Ok(()),
+            };
+            let _ = done.send(listened);
+        };
+        if link.inbox.send(Message::Run(Box::new(listen))).is_ok() {
+            link.signal.post();
+        }
+    }
+    drop(done);
+    for _ in &running.topology.links {
+        results.recv().map_err(|_| Error::Panicked)??;
+    }
+    Ok(())
 }
 
 /// Counters of a node, gathered core by core; see [`GridKv::stats`].

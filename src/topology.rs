@@ -9,10 +9,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_channel::oneshot;
-use gridkv_engine::hash::{KeyHash, Keyspace, ShardId};
+use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount, ShardId};
 use gridkv_net::frame::Batch;
 use gridkv_net::mesh::CoreId;
 use gridkv_net::signal::Signal;
@@ -60,7 +60,9 @@ impl Link {
 
 /// The fixed facts of a running node.
 pub(crate) struct Topology {
-    pub(crate) keyspace: Keyspace,
+    shards: ShardCount,
+    /// Seed of the key hash. A node that joins a cluster takes over its seed before the first client can reach it.
+    seed: AtomicU64,
     owners: Box<[CoreId]>,
     pub(crate) links: Box<[Link]>,
     stop: AtomicBool,
@@ -86,7 +88,19 @@ impl Topology {
         let owners = (0..links.len())
             .flat_map(|core| shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16)))
             .collect();
-        Topology { keyspace, owners, links, stop: AtomicBool::new(false) }
+        let seed = AtomicU64::new(keyspace.seed);
+        Topology { shards: keyspace.shards, seed, owners, links, stop: AtomicBool::new(false) }
+    }
+
+    /// How keys map to shards.
+    #[inline]
+    pub(crate) fn keyspace(&self) -> Keyspace {
+        Keyspace { seed: self.seed.load(Ordering::Relaxed), shards: self.shards }
+    }
+
+    /// Takes over the seed of the cluster that this node joins. No key was hashed yet.
+    pub(crate) fn set_seed(&self, seed: u64) {
+        self.seed.store(seed, Ordering::Relaxed);
     }
 
     /// The core that owns the shard.
@@ -98,7 +112,7 @@ impl Topology {
     /// The core that owns a key of that hash.
     #[inline]
     pub(crate) fn owner_of(&self, hash: KeyHash) -> CoreId {
-        self.owner(self.keyspace.shard(hash))
+        self.owner(self.keyspace().shard(hash))
     }
 
     /// Number of cores.

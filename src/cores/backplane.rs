@@ -17,6 +17,8 @@ use gridkv_net::session::{Backplane, Client, Limits, Login, Request};
 
 use super::connections::Peer;
 use super::{CoreRc, State, serve, transaction};
+use crate::cluster::requests::Origin;
+use crate::cluster::{Member, NO_FLUSH};
 use crate::server::{self, Caller};
 
 /// Arguments of this size make a command slow enough to be worth timing.
@@ -56,6 +58,34 @@ impl Plane<'_> {
         }
     }
 
+    /// Begins a request for data of this core that other nodes hold too.
+    fn replicated(&mut self, mut head: Head, request: Request<'_>) {
+        let mut batch = self.state.mesh.spare();
+        match request {
+            Request::Get(key) => batch.push(head, Kind::Get, &[key]),
+            Request::Set(key, value) => {
+                head.a = key.len() as u32;
+                batch.push(head, Kind::Set, &[key, value]);
+            }
+            Request::Version(key) => batch.push(head, Kind::Version, &[key]),
+            Request::Command(spec, args, protocol) => {
+                (head.spec, head.flag) = (spec.id.0, protocol.flag());
+                batch.push_command(head, args);
+            }
+            Request::Exec(packed, protocol) => {
+                head.flag = protocol.flag();
+                batch.push(head, Kind::Exec, &[packed]);
+            }
+        }
+        if let Some(member) = &mut *self.core.member.borrow_mut() {
+            for frame in batch.frames() {
+                let frame = frame.expect("written just now");
+                member.begin(self.state, &frame, Origin::Here);
+            }
+        }
+        self.state.mesh.recycle(batch);
+    }
+
     /// Whether a command may be slow enough to be timed: the clock costs as much as a short command.
     #[inline]
     fn worth_timing(&self, spec: &Spec, args: &[&[u8]]) -> bool {
@@ -71,7 +101,7 @@ impl Plane<'_> {
 impl Backplane for Plane<'_> {
     #[inline]
     fn keyspace(&self) -> Keyspace {
-        self.core.topology.keyspace
+        self.core.topology.keyspace()
     }
 
     #[inline]
@@ -87,6 +117,11 @@ impl Backplane for Plane<'_> {
     #[inline]
     fn owner(&self, hash: KeyHash) -> CoreId {
         self.core.topology.owner_of(hash)
+    }
+
+    #[inline]
+    fn runs(&self, core: CoreId) -> bool {
+        core == self.core.id && self.state.solo
     }
 
     #[inline]
@@ -128,6 +163,10 @@ impl Backplane for Plane<'_> {
     }
 
     fn run(&mut self, spec: &'static Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64 {
+        if !self.state.solo && matches!(spec.name, "flushall" | "flushdb") {
+            Writer::new(protocol, out).error(NO_FLUSH);
+            return 0;
+        }
         self.state.metrics.record_command(spec, 1);
         let started = self.worth_timing(spec, args).then(Instant::now);
         let aux = self.guarded(out, |state, out| {
@@ -156,12 +195,18 @@ impl Backplane for Plane<'_> {
 
     #[inline]
     fn has_room(&self, to: CoreId) -> bool {
+        if to == self.core.id {
+            return self.core.member.borrow().as_ref().is_some_and(Member::has_room);
+        }
         self.state.mesh.has_room(to)
     }
 
     #[inline]
     fn send(&mut self, to: CoreId, hash: KeyHash, slot: u32, index: u32, request: Request<'_>) {
         let mut head = Head { conn: self.conn.to_bits(), hash: hash.0, slot, index, ..Head::default() };
+        if to == self.core.id {
+            return self.replicated(head, request);
+        }
         let mesh = &mut self.state.mesh;
         match request {
             Request::Get(key) => mesh.request(to, head, Kind::Get, &[key]),

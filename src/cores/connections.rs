@@ -28,6 +28,8 @@ use futures_lite::FutureExt;
 use gridkv_engine::Millis;
 use gridkv_engine::reply::Reply;
 use gridkv_net::frame::{Frame, Status};
+use gridkv_net::gossip::Gossip;
+use gridkv_net::peer::{HandOver, Links};
 use gridkv_net::resp::{Limits as WireLimits, Protocol, Writer};
 use gridkv_net::ring::{ConnId, Event, ListenerId, Ring, RingConfig, RingPort};
 use gridkv_net::session::{Answer, Limits, Session};
@@ -39,7 +41,7 @@ use crate::metrics::{NodeMetrics, render_prometheus};
 use crate::node::Clients;
 use crate::server::clients::ClientView;
 use crate::server::gather::each_core;
-use crate::{Error, config, http};
+use crate::{Error, cluster, config, http};
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 1024;
@@ -115,6 +117,8 @@ struct Made {
 pub(crate) struct Connections {
     ring: Ring,
     table: Table,
+    /// Links to other nodes, where this one is in a cluster.
+    links: Option<Links>,
 }
 
 struct Table {
@@ -181,19 +185,14 @@ pub(super) fn answer_later(core: &CoreRc, conn: ConnId, slot: u32, work: impl Fu
 impl Connections {
     pub(super) fn open(seat: &Seat) -> Result<Connections, Error> {
         let limits = &seat.config.limits;
-        let mut ring = Ring::new(RingConfig { max_connections: limits.max_connections, ..RingConfig::default() })?;
-        let mut listen = |addr: Option<SocketAddr>| -> Result<_, Error> {
-            Ok(addr.map(|addr| ring.listen(addr, BACKLOG)).transpose()?)
-        };
-        let resp = listen(seat.resp)?;
-        listen(seat.http)?;
+        let ring = Ring::new(RingConfig { max_connections: limits.max_connections, ..RingConfig::default() })?;
         let table = Table {
             conns: Vec::new(),
             marked: Vec::new(),
             stalled: Vec::new(),
             unsent: 0,
             made: VecDeque::new(),
-            resp,
+            resp: None,
             config_limits: limits.clone(),
             limits: session_limits(limits),
             tight: tight(session_limits(limits)),
@@ -201,7 +200,50 @@ impl Connections {
             fed: 0,
             fed_since: None,
         };
-        Ok(Connections { ring, table })
+        let mut connections = Connections { ring, table, links: None };
+        if seat.config.cluster.is_none() {
+            connections.listen(seat.resp, seat.http)?;
+        }
+        Ok(connections)
+    }
+
+    /// Lets clients come.
+    pub(crate) fn listen(&mut self, resp: Option<SocketAddr>, http: Option<SocketAddr>) -> Result<(), Error> {
+        let mut listen = |addr: Option<SocketAddr>| -> Result<_, Error> {
+            Ok(addr.map(|addr| self.ring.listen(addr, BACKLOG)).transpose()?)
+        };
+        self.table.resp = listen(resp)?;
+        listen(http)?;
+        Ok(())
+    }
+
+    /// Begins to speak with other nodes; their connections arrive at `addr`, on core 0 alone. Where they do.
+    pub(super) fn open_links(
+        &mut self,
+        mut links: Links,
+        addr: Option<SocketAddr>,
+    ) -> Result<Option<(SocketAddr, Gossip)>, Error> {
+        let opened = match addr {
+            None => None,
+            Some(addr) => {
+                let addr = links.listen(&mut self.ring, addr)?;
+                Some((addr, Gossip::open(&mut self.ring, addr)?))
+            }
+        };
+        self.links = Some(links);
+        Ok(opened)
+    }
+
+    /// The links to other nodes.
+    pub(crate) fn links(&mut self) -> Option<&mut Links> {
+        self.links.as_mut()
+    }
+
+    /// Takes a link that another core accepted for this one.
+    pub(crate) fn adopt(&mut self, core: &CoreRc, handed: HandOver) {
+        if let Some(links) = &mut self.links {
+            links.adopt(cluster::mono(core), &mut self.ring.port(), handed, &mut cluster::Meeting { core });
+        }
     }
 
     pub(super) fn wake_fd(&self) -> Result<std::os::fd::OwnedFd, Error> {
@@ -210,7 +252,7 @@ impl Connections {
 
     /// Takes what the sockets have. Returns whether there was anything.
     pub(super) fn turn(&mut self, core: &Rc<Core>) -> bool {
-        let Connections { ring, table } = self;
+        let Connections { ring, table, links } = self;
         {
             let settings = &core.state.borrow().settings;
             if settings.limits != table.config_limits {
@@ -219,7 +261,14 @@ impl Connections {
                 table.tight = tight(table.limits.clone());
             }
         }
-        let handled = ring.turn(&mut |port, event| table.on_event(core, port, event)).unwrap_or_else(|error| {
+        let handled = ring.turn(&mut |port, event| match links {
+            Some(links) if links.owns(&event) => {
+                links.on_event(cluster::mono(core), port, event, &mut cluster::Meeting { core });
+            }
+            Some(_) if matches!(event, Event::Readable { .. }) => cluster::plane::readable(core, &event),
+            _ => table.on_event(core, port, event),
+        });
+        let handled = handled.unwrap_or_else(|error| {
             tracing::error!(core = core.id.0, %error, "the socket ring failed; this core stops the node");
             core.topology.stop();
             0
@@ -229,7 +278,7 @@ impl Connections {
 
     /// Finishes a turn: tries stalled sessions again, hands output to the kernel.
     pub(super) fn flush(&mut self, core: &Rc<Core>) -> bool {
-        let Connections { ring, table } = self;
+        let Connections { ring, table, links } = self;
         let mut work = !table.made.is_empty();
         while let Some(Made { conn, slot, bytes }) = table.made.pop_front() {
             table.on_made(core, conn, slot, bytes);
@@ -260,12 +309,15 @@ impl Connections {
             table.fed = 0;
         }
         table.fed_since = None;
+        if let Some(links) = links {
+            cluster::flush(core, links, &mut ring.port());
+        }
         // What was queued goes to the kernel with the next turn's system call, which follows at once.
         work
     }
 
     /// Takes the answer of a sibling.
-    pub(super) fn answer(&mut self, core: &Rc<Core>, frame: &Frame<'_>) {
+    pub(crate) fn answer(&mut self, core: &Rc<Core>, frame: &Frame<'_>) {
         let table = &mut self.table;
         let id = ConnId::from_bits(frame.head.conn);
         let Some(conn) = live(&mut table.conns, id) else { return };
@@ -286,7 +338,10 @@ impl Connections {
     }
 
     pub(super) fn has_work(&mut self) -> bool {
-        self.ring.has_work() || !self.table.made.is_empty() || !self.table.marked.is_empty()
+        self.ring.has_work()
+            || !self.table.made.is_empty()
+            || !self.table.marked.is_empty()
+            || self.links.as_ref().is_some_and(Links::has_work)
     }
 
     pub(super) fn set_wakeups(&mut self, on: bool) {

@@ -6,12 +6,14 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use gridkv_engine::Millis;
+use gridkv_engine::command::Spec;
 use gridkv_engine::hash::KeyHash;
 use gridkv_net::frame::{Head, Kind};
 use gridkv_net::mesh::{Busy, CoreId, Mesh};
 
 use super::waiters::{Answer, Group};
-use super::{CoreRc, LOCAL, serve};
+use super::{CoreRc, LOCAL, State, serve};
+use crate::cluster::requests::Origin;
 use crate::handle::{Reply, SetArgs, SetOptions, SetOutcome, check_key, check_value, spec_of};
 use crate::metrics::CoreMetrics;
 use crate::{Error, Values};
@@ -58,13 +60,13 @@ impl CoreHandle {
     #[inline]
     pub fn owns(&self, key: impl AsRef<[u8]>) -> bool {
         let topology = &self.core.topology;
-        topology.owner_of(topology.keyspace.locate(key.as_ref())) == self.core.id
+        topology.owner_of(topology.keyspace().locate(key.as_ref())) == self.core.id
     }
 
     #[inline]
     fn locate(&self, key: &[u8]) -> (KeyHash, CoreId) {
         let topology = &self.core.topology;
-        let hash = topology.keyspace.locate(key);
+        let hash = topology.keyspace().locate(key);
         (hash, topology.owner_of(hash))
     }
 
@@ -143,6 +145,9 @@ impl CoreHandle {
         if !state.store.owns(hash) {
             return Err(self.not_owned(hash));
         }
+        if !state.solo {
+            return Err(replicated());
+        }
         state.store.set(hash, key, value.as_ref(), 0, state.now).map(drop).map_err(Error::from)
     }
 
@@ -154,12 +159,12 @@ impl CoreHandle {
         let key = key.as_ref();
         check_key(key)?;
         let (hash, owner) = self.locate(key);
-        if owner == self.core.id {
+        if self.runs(owner) {
             let mut state = self.core.state.borrow_mut();
             let now = state.now;
             return Ok(state.store.get(hash, key, now).map(|entry| Bytes::copy_from_slice(entry.value)));
         }
-        self.hop(owner, hash, |mesh, head| mesh.request(owner, head, Kind::Get, &[key])).await.value()
+        self.hop(owner, hash, Ask::Get(key)).await.value()
     }
 
     /// Writes any key, for ever.
@@ -171,15 +176,10 @@ impl CoreHandle {
         check_key(key)?;
         check_value(value)?;
         let (hash, owner) = self.locate(key);
-        if owner == self.core.id {
+        if self.runs(owner) {
             return self.write(key, value);
         }
-        self.hop(owner, hash, |mesh, mut head| {
-            head.a = key.len() as u32;
-            mesh.request(owner, head, Kind::Set, &[key, value])
-        })
-        .await
-        .done()
+        self.hop(owner, hash, Ask::Set(key, value)).await.done()
     }
 
     /// Writes any key under conditions; see [`crate::GridKv::set_with`].
@@ -245,12 +245,15 @@ impl CoreHandle {
         let now = state.now;
         let group = state.waiters.group(slot);
         let mut own: Vec<(u32, KeyHash)> = Vec::with_capacity(keys.len() - next);
+        let mut shared: Vec<(u32, KeyHash)> = Vec::new();
         let mut end = next;
         for key in &keys[next..] {
             let key = key.as_ref();
             let (hash, owner) = self.locate(key);
-            if owner == self.core.id {
+            if owner == self.core.id && state.solo {
                 own.push((end as u32, hash));
+            } else if owner == self.core.id {
+                shared.push((end as u32, hash));
             } else {
                 let head = Head { conn: LOCAL, hash: hash.0, slot, index: end as u32, ..Head::default() };
                 if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
@@ -275,6 +278,11 @@ impl CoreHandle {
                 }
             }
         }
+        group.missing += shared.len() as u32;
+        for (at, hash) in shared {
+            let head = Head { conn: LOCAL, hash: hash.0, slot, index: at, ..Head::default() };
+            Ask::Get(keys[at as usize].as_ref()).begin(&self.core, state, head);
+        }
         end
     }
 
@@ -287,6 +295,9 @@ impl CoreHandle {
 
     pub(crate) fn clear(&self) -> Result<(), Error> {
         let mut state = self.core.state.borrow_mut();
+        if !state.solo {
+            return Err(Error::Reply(crate::cluster::NO_FLUSH.into()));
+        }
         let now = state.now;
         state.store.clear(now).map_err(Error::from)
     }
@@ -315,31 +326,25 @@ impl CoreHandle {
         check_key(key)?;
         let (hash, owner) = self.locate(key);
         let spec = spec_of(args[0]);
-        if owner == self.core.id {
+        if self.runs(owner) {
             let mut reply = serve::NativeReply::default();
             let state = &mut *self.core.state.borrow_mut();
             serve::run(&mut state.store, state.now, spec, args, &mut reply);
             return Ok(Reply { status: reply.status, aux: reply.aux, bytes: Bytes::from(reply.bytes) });
         }
-        Ok(self
-            .hop(owner, hash, |mesh, mut head| {
-                head.spec = spec.id.0;
-                head.flag = serve::NATIVE;
-                mesh.command(owner, head, args)
-            })
-            .await)
+        Ok(self.hop(owner, hash, Ask::Command(spec, args)).await)
+    }
+
+    /// Whether requests to that core are function calls: see [`super::State::solo`].
+    fn runs(&self, owner: CoreId) -> bool {
+        owner == self.core.id && self.core.state.borrow().solo
     }
 }
 
 impl CoreHandle {
-    /// One request to a sibling and its reply. Waits for room when the lane is full.
-    async fn hop(
-        &self,
-        owner: CoreId,
-        hash: KeyHash,
-        mut send: impl FnMut(&mut Mesh, Head) -> Result<(), Busy>,
-    ) -> Reply {
-        while !self.core.state.borrow().mesh.has_room(owner) {
+    /// One request to a sibling, or to other nodes, and its reply. Waits for room when the lane is full.
+    async fn hop(&self, owner: CoreId, hash: KeyHash, ask: Ask<'_>) -> Reply {
+        while owner != self.core.id && !self.core.state.borrow().mesh.has_room(owner) {
             self.core.kick();
             self.yield_now().await;
         }
@@ -347,13 +352,68 @@ impl CoreHandle {
             let state = &mut *self.core.state.borrow_mut();
             let slot = state.waiters.one();
             let head = Head { conn: LOCAL, hash: hash.0, slot, ..Head::default() };
-            send(&mut state.mesh, head).expect("room was seen, and nobody ran in between");
+            match owner == self.core.id {
+                true => ask.begin(&self.core, state, head),
+                false => ask.send(&mut state.mesh, owner, head).expect("room was seen, and nobody ran in between"),
+            }
             slot
         };
         self.core.kick();
         let answer = One { core: &self.core, slot: Some(slot) }.await;
         Reply { status: answer.status, aux: answer.aux, bytes: answer.bytes }
     }
+}
+
+/// A request to a core.
+#[derive(Clone, Copy)]
+enum Ask<'a> {
+    Get(&'a [u8]),
+    Set(&'a [u8], &'a [u8]),
+    Command(&'static Spec, &'a [&'a [u8]]),
+}
+
+impl Ask<'_> {
+    /// Through the lane to a sibling.
+    fn send(self, mesh: &mut Mesh, to: CoreId, mut head: Head) -> Result<(), Busy> {
+        match self {
+            Ask::Get(key) => mesh.request(to, head, Kind::Get, &[key]),
+            Ask::Set(key, value) => {
+                head.a = key.len() as u32;
+                mesh.request(to, head, Kind::Set, &[key, value])
+            }
+            Ask::Command(spec, args) => {
+                (head.spec, head.flag) = (spec.id.0, serve::NATIVE);
+                mesh.command(to, head, args)
+            }
+        }
+    }
+
+    /// For data of this core that other nodes hold too.
+    fn begin(self, core: &CoreRc, state: &mut State, mut head: Head) {
+        let mut batch = state.mesh.spare();
+        match self {
+            Ask::Get(key) => batch.push(head, Kind::Get, &[key]),
+            Ask::Set(key, value) => {
+                head.a = key.len() as u32;
+                batch.push(head, Kind::Set, &[key, value]);
+            }
+            Ask::Command(spec, args) => {
+                (head.spec, head.flag) = (spec.id.0, serve::NATIVE);
+                batch.push_command(head, args);
+            }
+        }
+        if let Some(member) = &mut *core.member.borrow_mut() {
+            for frame in batch.frames() {
+                member.begin(state, &frame.expect("written just now"), Origin::Here);
+            }
+        }
+        state.mesh.recycle(batch);
+    }
+}
+
+/// What is told to who would write one copy of several.
+fn replicated() -> Error {
+    Error::Reply("ERR other nodes hold copies of this key: use `set`, which writes them all".into())
 }
 
 /// Waits for one reply; gives its slot back when dropped early.

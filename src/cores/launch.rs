@@ -13,6 +13,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use gridkv_engine::backend::Backend;
 use gridkv_engine::store::{Store, StoreConfig};
 use gridkv_net::mesh::{CoreId, Mesh};
+use gridkv_net::peer::{Identity, Links};
 use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
 
@@ -20,7 +21,7 @@ use super::connections::Connections;
 use super::serve::Scratch;
 use super::waiters::Waiters;
 use super::{Core, State, background, watch};
-use crate::Error;
+use crate::cluster::plane::Opening;
 use crate::config::Config;
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
@@ -29,6 +30,7 @@ use crate::server::latency::Monitor;
 use crate::server::settings::{Facts, Settings};
 use crate::server::slowlog::Slowlog;
 use crate::topology::{Message, Topology};
+use crate::{Error, cluster};
 
 /// Memory that an executor registers for its own file operations; it counts against the locked-memory limit.
 const IO_MEMORY: usize = 64 << 10;
@@ -53,6 +55,16 @@ pub(crate) struct Seat {
     pub(crate) http: Option<SocketAddr>,
     pub(crate) clients: Arc<Clients>,
     pub(crate) facts: Arc<Facts>,
+    pub(crate) cluster: Option<ClusterSeat>,
+}
+
+/// A core's place in a cluster.
+pub(crate) struct ClusterSeat {
+    pub(crate) identity: Identity,
+    /// Where other nodes connect.
+    pub(crate) peer: SocketAddr,
+    /// The control plane, for core 0.
+    pub(crate) opening: Option<Opening>,
 }
 
 /// Starts the executor of a core. `ready` gets its verdict; `alive` is dropped when the core ends.
@@ -74,6 +86,9 @@ pub(crate) fn start(
                 Ok(core) => {
                     background::start(&core);
                     watch::start(&core);
+                    if core.clustered {
+                        cluster::start_timer(&core);
+                    }
                     let _ = ready.send(Ok(()));
                     drop(ready);
                     core.clone().run().await;
@@ -86,17 +101,30 @@ pub(crate) fn start(
         .map_err(|error| Error::executor(id.index(), cpu, &error.to_string()))
 }
 
-fn build(seat: Seat) -> Result<Rc<Core>, Error> {
+fn build(mut seat: Seat) -> Result<Rc<Core>, Error> {
     let backend: Box<dyn Backend> = seat.config.new_backend(&seat.store)?;
     let mut eventfds = vec![seat.eventfd.try_clone().map_err(|e| Error::os("duplicating an eventfd", e))?];
-    let connections = match (seat.resp, seat.http) {
-        (None, None) => None,
+    let mut connections = match (seat.resp, seat.http) {
+        (None, None) if seat.cluster.is_none() => None,
         _ => {
             let connections = Connections::open(&seat)?;
             eventfds.push(connections.wake_fd()?);
             Some(connections)
         }
     };
+    let (mut member, mut plane) = (None, None);
+    if let (Some(place), Some(connections), Some(config)) =
+        (seat.cluster.take(), &mut connections, &seat.config.cluster)
+    {
+        let core = seat.id.index();
+        let links = Links::new(cluster::link_config(core), place.identity, seat.id.0);
+        let opened = connections.open_links(links, (core == 0).then_some(place.peer))?;
+        member = Some(cluster::Member::new(&seat, config, place.identity)?);
+        if let (Some(opening), Some((_, gossip))) = (place.opening, opened) {
+            plane = Some(cluster::plane::Plane::new(opening, gossip));
+        }
+    }
+    let clustered = member.is_some();
     Ok(Rc::new(Core {
         id: seat.id,
         state: RefCell::new(State {
@@ -110,7 +138,12 @@ fn build(seat: Seat) -> Result<Rc<Core>, Error> {
             settings: Settings::new(&seat.config, seat.facts),
             slowlog: Slowlog::new(seat.id.index(), seat.topology.cores()),
             latency: Monitor::default(),
+            solo: !clustered,
         }),
+        member: RefCell::new(member),
+        plane: RefCell::new(plane),
+        clustered,
+        ticked: Cell::new(false),
         connections: RefCell::new(connections),
         topology: seat.topology,
         inbox: seat.inbox,

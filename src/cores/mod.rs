@@ -46,13 +46,13 @@ pub use handle::CoreHandle;
 use serve::{Scratch, Serving};
 use waiters::Waiters;
 
-use crate::Error;
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
 use crate::server::latency::Monitor;
 use crate::server::settings::Settings;
 use crate::server::slowlog::Slowlog;
 use crate::topology::{Message, Topology};
+use crate::{Error, cluster};
 
 /// `Head::conn` of requests that a future of this core waits for; connections never have this number.
 pub(crate) const LOCAL: u64 = u64::MAX;
@@ -65,6 +65,8 @@ const EXPECTED_REPLY: usize = 64;
 /// Batches of one sibling that one turn serves.
 const BATCHES_PER_TURN: usize = 8;
 
+/// Turns in which a node that stops tells the others.
+const FAREWELL_TURNS: usize = 4;
 /// Idle turns between two looks at the clock.
 const IDLE_TURNS_PER_LOOK: u32 = 16;
 /// Idle turns before other tasks of the core may run: what comes from siblings meanwhile is met sooner.
@@ -85,11 +87,13 @@ pub(crate) struct State {
     pub(crate) settings: Settings,
     pub(crate) slowlog: Slowlog,
     pub(crate) latency: Monitor,
+    /// No other node holds a copy of this core's shards: requests are function calls.
+    pub(crate) solo: bool,
 }
 
 impl State {
     /// What serving a batch needs of this core.
-    fn serving(&mut self) -> Serving<'_> {
+    pub(crate) fn serving(&mut self) -> Serving<'_> {
         let State { store, metrics, scratch, now, .. } = self;
         Serving { store, metrics, scratch, now: *now }
     }
@@ -105,6 +109,14 @@ pub(crate) struct Core {
     pub(crate) topology: Arc<Topology>,
     pub(crate) state: RefCell<State>,
     pub(crate) connections: RefCell<Option<connections::Connections>>,
+    /// This core's part in the cluster; `None` when the node stands alone.
+    pub(crate) member: RefCell<Option<cluster::Member>>,
+    /// The control plane of the node, on core 0.
+    pub(crate) plane: RefCell<Option<cluster::plane::Plane>>,
+    /// Whether the node takes part in a cluster.
+    pub(crate) clustered: bool,
+    /// A timer has passed: the next turn looks at the clock.
+    ticked: Cell<bool>,
     inbox: flume::Receiver<Message>,
     signal: Arc<Signal>,
     sleeper: Sleeper,
@@ -119,6 +131,16 @@ pub(crate) struct Core {
 pub(crate) type CoreRc = Rc<Core>;
 
 impl Core {
+    /// Whether the core was told to stop.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Has the next turn look at the clock.
+    pub(crate) fn ticked(&self) {
+        self.ticked.set(true);
+    }
+
     /// Another task of this core left work for the turn loop.
     #[inline]
     pub(crate) fn kick(&self) {
@@ -142,7 +164,7 @@ impl Core {
     /// One turn. Returns whether there was anything to do.
     fn turn(self: &Rc<Self>, look_at_clock: bool) -> bool {
         let mut work = false;
-        if look_at_clock {
+        if look_at_clock || self.ticked.replace(false) {
             self.state.borrow_mut().now = unix_ms();
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
@@ -153,6 +175,9 @@ impl Core {
         if self.signal.take_post() {
             self.stopping.set(self.topology.is_stopping());
             work |= self.serve_foreign();
+        }
+        if self.clustered {
+            work |= cluster::turn(self);
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
             work |= connections.flush(self);
@@ -203,6 +228,16 @@ impl Core {
                     },
                 };
                 any = true;
+                if !state.solo {
+                    let mut member = self.member.borrow_mut();
+                    let member = member.as_mut().expect("a core that is not solo has a part in a cluster");
+                    for frame in requests.frames() {
+                        let frame = frame.expect("batches inside a node are whole");
+                        member.begin(state, &frame, cluster::requests::Origin::Sibling(from));
+                    }
+                    state.mesh.recycle(requests);
+                    continue;
+                }
                 // The open batch is taken out while it is written, so that the rest of the state can be borrowed.
                 let mut replies = std::mem::take(state.mesh.replies(from));
                 let left = serve::batch(&mut state.serving(), &requests, at, REPLIES_PER_TURN, &mut replies);
@@ -229,6 +264,13 @@ impl Core {
                 Message::Requests(requests, reply) => {
                     let state = &mut *self.state.borrow_mut();
                     state.metrics.record_foreign(requests.len());
+                    if !state.solo {
+                        let mut member = self.member.borrow_mut();
+                        let member = member.as_mut().expect("a core that is not solo has a part in a cluster");
+                        member.begin_group(state, &requests, reply);
+                        state.mesh.recycle(requests);
+                        continue;
+                    }
                     let mut replies = state.mesh.spare();
                     replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
                     serve::batch(&mut state.serving(), &requests, 0, usize::MAX, &mut replies);
@@ -245,6 +287,7 @@ impl Core {
     /// Whether a turn would find something.
     fn has_work(&self) -> bool {
         self.signal.has_post()
+            || self.ticked.get()
             || self.state.borrow().has_work()
             || self.connections.borrow_mut().as_mut().is_some_and(|c| c.has_work())
     }
@@ -271,6 +314,14 @@ impl Core {
                 }
             }
             futures_lite::future::yield_now().await;
+        }
+        if self.clustered && self.id.0 == 0 {
+            // The others are told, as far as a few turns can.
+            cluster::plane::leave(&self);
+            for _ in 0..FAREWELL_TURNS {
+                self.turn(true);
+                futures_lite::future::yield_now().await;
+            }
         }
     }
 

@@ -77,7 +77,7 @@ const AHEAD: usize = 32;
 
 /// Answers one request, whatever happens.
 #[inline]
-fn guarded<'f>(serving: &mut Serving<'_>, frame: &Frame<'f>, args: &mut Vec<&'f [u8]>, replies: &mut Batch) {
+pub(crate) fn guarded<'f>(serving: &mut Serving<'_>, frame: &Frame<'f>, args: &mut Vec<&'f [u8]>, replies: &mut Batch) {
     match catch_unwind(AssertUnwindSafe(|| one(serving, frame, args, replies))) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {

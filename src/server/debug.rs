@@ -47,7 +47,7 @@ pub(crate) async fn debug(core: &CoreRc, protocol: Protocol, args: &[&[u8]], out
             Writer::new(protocol, out).ok();
         }
         [what, key] if word(what, "object") => {
-            let hash = core.topology.keyspace.locate(key);
+            let hash = core.topology.keyspace().locate(key);
             let key = key.to_vec();
             let look = move |core: &CoreRc| {
                 let state = &mut *core.state.borrow_mut();

@@ -70,9 +70,9 @@ async fn step(
 
 /// Where the keys of a core begin; `None` behind the last core.
 fn first_position(topology: &Topology, core: usize) -> Option<KeyHash> {
-    let shards = u32::from(topology.keyspace.shards.get());
+    let shards = u32::from(topology.keyspace().shards.get());
     let range = (core < topology.cores()).then(|| shards_of(core, topology.cores(), shards))?;
-    Some(topology.keyspace.first_hash(ShardId(range.start as u16)))
+    Some(topology.keyspace().first_hash(ShardId(range.start as u16)))
 }
 
 /// `RANDOMKEY`: a core by its share of the keys, then a key of that core. Keys on cores with expired keys are not quite

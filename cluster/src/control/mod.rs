@@ -191,6 +191,8 @@ const PLAN_MS: Millis = 500;
 const PLAN_SOON_MS: Millis = 10;
 /// How often a peer is sent a map it lacks, at most.
 const SEND_MAP_MS: Millis = 200;
+/// Peers that are asked for a map that somebody must have.
+const ASKED_FOR_MAP: usize = 4;
 /// How long a proposal may take.
 const PROPOSE_MS: Millis = 3000;
 
@@ -714,11 +716,11 @@ impl Control {
         }
     }
 
-    /// A core met a peer with a newer map.
-    pub fn on_wanted(&mut self, from: NodeNo, epoch: u64, out: &mut Output) {
-        let peer = self.map.as_ref().and_then(|map| map.member(from)).map(|m| m.about.peer);
-        if let Some(peer) = peer.filter(|_| epoch > self.epoch()) {
-            self.send(peer, Body::MapWanted, out);
+    /// A core met a peer with a newer map: somebody alive has it.
+    pub fn on_wanted(&mut self, epoch: u64, out: &mut Output) {
+        let Some(map) = self.map.clone().filter(|_| epoch > self.epoch()) else { return };
+        for member in map.present().filter(|m| m.no != self.me && self.alive.contains(&m.no)).take(ASKED_FOR_MAP) {
+            self.send(member.about.peer, Body::MapWanted, out);
         }
     }
 

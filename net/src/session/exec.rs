@@ -102,7 +102,6 @@ impl Session {
             return Step::Done;
         }
         let keyspace = back.keyspace();
-        let here = back.here();
         let known = self.watched.len();
         for &key in &args[1..] {
             let hash = keyspace.locate(key);
@@ -112,14 +111,14 @@ impl Session {
         }
         if !self.watched[known..].iter().all(|key| {
             let owner = back.owner(key.hash);
-            owner == here || back.has_room(owner)
+            back.runs(owner) || back.has_room(owner)
         }) {
             self.watched.truncate(known);
             return Step::Later;
         }
-        let remote = self.watched[known..].iter().filter(|key| back.owner(key.hash) != here).count() as u32;
+        let remote = self.watched[known..].iter().filter(|key| !back.runs(back.owner(key.hash))).count() as u32;
         for key in &mut self.watched[known..] {
-            if back.owner(key.hash) == here {
+            if back.runs(back.owner(key.hash)) {
                 key.version = back.version(key.hash, &key.key);
             }
         }
@@ -130,7 +129,7 @@ impl Session {
         let slot = self.replies.wait(self.client.protocol, loudness);
         for (at, key) in self.watched.iter().enumerate().skip(known) {
             let owner = back.owner(key.hash);
-            if owner != here {
+            if !back.runs(owner) {
                 back.send(owner, key.hash, slot, at as u32, Request::Version(&key.key));
             }
         }
@@ -165,7 +164,9 @@ impl Session {
             }
             (Place::One(hash), None) => {
                 let owner = hash.map_or(back.here(), |hash| back.owner(hash));
-                if owner != back.here() && !back.has_room(owner) {
+                // Without a key it touches no data.
+                let own = hash.is_none() || back.runs(owner);
+                if !own && !back.has_room(owner) {
                     return Step::Later;
                 }
                 let watched = std::mem::take(&mut self.watched);
@@ -175,7 +176,7 @@ impl Session {
                     self.refuse(text, loudness, back, out);
                     return Step::Done;
                 };
-                if owner == back.here() {
+                if own {
                     self.reply(loudness, out, |out| back.exec(&packed, protocol, out));
                 } else {
                     let slot = self.replies.wait(protocol, loudness);

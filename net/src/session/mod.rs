@@ -95,6 +95,12 @@ pub trait Backplane {
     fn cores(&self) -> usize;
     /// The core that owns a hash.
     fn owner(&self, hash: KeyHash) -> CoreId;
+    /// Whether requests to that core are function calls: it is this one, and its data is not shared with other nodes. To any
+    /// other, this one included, they are sent.
+    #[inline]
+    fn runs(&self, core: CoreId) -> bool {
+        core == self.here()
+    }
     /// Bounds.
     fn limits(&self) -> &Limits;
 
@@ -550,7 +556,7 @@ impl Session {
         let protocol = self.client.protocol;
         if key.len() > back.limits().max_key {
             self.key_too_long(back, out);
-        } else if owner == back.here() {
+        } else if back.runs(owner) {
             self.replies.write(out, |out| back.get(hash, key, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, Loudness::Heard);
@@ -568,7 +574,7 @@ impl Session {
         let owner = back.owner(hash);
         if key.len() > back.limits().max_key {
             self.key_too_long(back, out);
-        } else if owner == back.here() {
+        } else if back.runs(owner) {
             self.replies.write(out, |out| back.set(hash, key, value, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(self.client.protocol, Loudness::Heard);
@@ -696,7 +702,7 @@ impl Session {
     ) -> Step {
         let owner = back.owner(hash);
         let protocol = self.client.protocol;
-        if owner == back.here() {
+        if back.runs(owner) {
             self.reply(loudness, out, |out| back.run(spec, args, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, loudness);
@@ -735,7 +741,7 @@ impl Session {
         order.iter().for_each(|&core| involved[usize::from(core)] += 1);
         let here = back.here();
         let cores = || (0..involved.len()).filter(|&core| involved[core] > 0).map(|core| CoreId(core as u16));
-        if !cores().all(|core| core == here || back.has_room(core)) {
+        if !cores().all(|core| back.runs(core) || back.has_room(core)) {
             return Step::Later;
         }
         let mut parts: Vec<Vec<&[u8]>> = involved.iter().map(|&n| Vec::with_capacity(1 + n as usize * step)).collect();
@@ -747,12 +753,13 @@ impl Session {
             order = Vec::new();
         }
         let mut gathering = Gathering::new(merge, cores().count() as u32, back.cores(), order);
-        if involved[here.index()] > 0 {
+        let own = involved[here.index()] > 0 && back.runs(here);
+        if own {
             self.run_part(&mut gathering, spec, &parts[here.index()], back);
         }
         let protocol = self.client.protocol;
         let slot = self.replies.gather(gathering, protocol, loudness);
-        for core in cores().filter(|&core| core != here) {
+        for core in cores().filter(|&core| core != here || !own) {
             let part = &parts[core.index()];
             let hash = keyspace.locate(part[1]);
             back.send(core, hash, slot, u32::from(core.0), Request::Command(spec, part, protocol));

@@ -1,0 +1,543 @@
+//! Requests of clients for shards that other nodes hold too: each becomes an operation of this core's coordinator, and its
+//! end a reply.
+//!
+//! ```text
+//!   session, future, sibling, foreign thread, peer        (origin)
+//!        │ frame
+//!        ▼
+//!   GET SET DEL ───────────▶ one operation ─────────────────────────────────────────▶ reply
+//!   other commands ────────▶ read their keys at quorum ─▶ run on the scratch store ─▶ write what changed ─▶ reply
+//!        └ whose outcome depends on what they find: at the orderer of the shard only, forwarded there
+//! ```
+//!
+//! The scratch store holds the keys of one command for as long as it runs. So every command of the table works on replicated
+//! data as it does alone, and no command knows of replication.
+//!
+//! Bounded by the coordinator, which refuses beyond its limits.
+
+use std::collections::BTreeSet;
+
+use futures_channel::oneshot;
+use gridkv_cluster::ids::{NodeNo, Now};
+use gridkv_cluster::outbox::{Changed, Found, Outbox, Outcome};
+use gridkv_cluster::quorum::Level;
+use gridkv_cluster::shards::Shards;
+use gridkv_cluster::wire::Ask;
+use gridkv_engine::command::{self, CommandId, Flags, Spec};
+use gridkv_engine::hash::KeyHash;
+use gridkv_engine::record::Entry;
+use gridkv_engine::store::Store;
+use gridkv_net::frame::{Batch, Frame, Head, Kind, Status};
+use gridkv_net::mesh::CoreId;
+use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
+
+use crate::cores::LOCAL;
+use crate::cores::serve::{self, Scratch, Serving};
+use crate::metrics::CoreMetrics;
+
+/// Who waits for the reply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Origin {
+    /// A session or a future of this core: the head says which.
+    Here,
+    /// A sibling.
+    Sibling(CoreId),
+    /// A foreign thread: its group, and the place in it.
+    Foreign(u32, u32),
+    /// Another node, for which this core orders the command.
+    Peer(NodeNo, Ask),
+}
+
+/// How a command is run on replicated data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// It changes nothing: it runs anywhere.
+    Read,
+    /// What it writes does not depend on what is there: it runs anywhere, without reading.
+    Blind,
+    /// It deletes what is there; twice is as good as once: it runs anywhere.
+    Loose,
+    /// Its outcome depends on what it finds.
+    Ordered,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Get,
+    Set,
+    Delete,
+    Version,
+    /// Its keys are being read.
+    Reading,
+    /// The orderer runs it.
+    Forwarded,
+    /// It has run; what it changed is being written.
+    Writing {
+        status: Status,
+        aux: i64,
+        bytes: Vec<u8>,
+    },
+}
+
+#[derive(Debug)]
+struct Request {
+    origin: Origin,
+    kind: Kind,
+    head: Head,
+    /// Of commands and transactions.
+    payload: Vec<u8>,
+    stage: Stage,
+}
+
+/// A reply on its way.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) head: Head,
+    pub(crate) status: Status,
+    pub(crate) aux: i64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Requests of a foreign thread that are answered together.
+#[derive(Debug)]
+struct Group {
+    left: usize,
+    replies: Vec<Option<Reply>>,
+    to: oneshot::Sender<Batch>,
+}
+
+/// Places by number.
+#[derive(Debug)]
+struct Slab<T> {
+    places: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Slab<T> {
+    fn new() -> Slab<T> {
+        Slab { places: Vec::new(), free: Vec::new() }
+    }
+
+    fn insert(&mut self, value: T) -> u32 {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() as u32 - 1
+        });
+        self.places[at as usize] = Some(value);
+        at
+    }
+
+    fn take(&mut self, at: u32) -> Option<T> {
+        let value = self.places.get_mut(at as usize)?.take();
+        if value.is_some() {
+            self.free.push(at);
+        }
+        value
+    }
+
+    fn get(&mut self, at: u32) -> Option<&mut T> {
+        self.places.get_mut(at as usize)?.as_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+}
+
+/// What running a request needs of its core.
+pub(crate) struct Lent<'a> {
+    pub(crate) now: Now,
+    pub(crate) store: &'a mut Store,
+    pub(crate) metrics: &'a mut CoreMetrics,
+    pub(crate) shards: &'a mut Shards,
+    pub(crate) out: &'a mut Outbox,
+}
+
+/// The requests of one core.
+pub(crate) struct Requests {
+    requests: Slab<Request>,
+    groups: Slab<Group>,
+    /// Where commands run on what was read.
+    scratch: Store,
+    buffers: Scratch,
+    /// Replies for sessions and futures of this core.
+    pub(crate) here: Vec<Reply>,
+    /// Replies for siblings.
+    pub(crate) siblings: Vec<(CoreId, Reply)>,
+}
+
+/// Keys of one command, at most.
+const MAX_KEYS: usize = gridkv_cluster::coordinator::MAX_JOINED;
+/// Requests of one core that are under way, at most: beyond it sessions wait.
+const MAX_REQUESTS: usize = 8192;
+
+impl Requests {
+    pub(crate) fn new(scratch: Store) -> Requests {
+        Requests {
+            requests: Slab::new(),
+            groups: Slab::new(),
+            scratch,
+            buffers: Scratch::default(),
+            here: Vec::new(),
+            siblings: Vec::new(),
+        }
+    }
+
+    /// Takes over the seed of the cluster.
+    pub(crate) fn set_seed(&mut self, seed: u64) {
+        self.scratch.set_seed(seed);
+    }
+
+    /// Whether a session may send one more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.requests.len() < MAX_REQUESTS
+    }
+
+    /// Requests under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// A group of `requests` requests of a foreign thread, answered together.
+    pub(crate) fn group(&mut self, requests: usize, to: oneshot::Sender<Batch>) -> u32 {
+        let replies = (0..requests).map(|_| None).collect();
+        self.groups.insert(Group { left: requests, replies, to })
+    }
+
+    /// Begins a request. `Err` when it is none for replicated data: then the core serves it by itself.
+    pub(crate) fn begin(&mut self, lent: &mut Lent<'_>, frame: &Frame<'_>, origin: Origin) -> Result<(), Origin> {
+        let hash = KeyHash(frame.head.hash);
+        let request = |stage, payload: &[u8]| Request {
+            origin,
+            kind: frame.kind,
+            head: frame.head,
+            payload: payload.to_vec(),
+            stage,
+        };
+        match frame.kind {
+            Kind::Get => {
+                lent.metrics.record_gets(1);
+                let token = u64::from(self.requests.insert(request(Stage::Get, &[])));
+                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+            }
+            Kind::Set => {
+                lent.metrics.record_sets(1);
+                let Ok((key, value)) = frame.key_value() else { return Err(origin) };
+                let token = u64::from(self.requests.insert(request(Stage::Set, &[])));
+                let expires_at = frame.head.aux as u64;
+                let (now, level) = (lent.now, Level::Quorum);
+                lent.shards.write(now, lent.store, token, (hash, key), Some(value), expires_at, level, lent.out);
+            }
+            Kind::Delete => {
+                lent.metrics.record_deletes(1);
+                let token = u64::from(self.requests.insert(request(Stage::Delete, &[])));
+                lent.shards.delete(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+            }
+            Kind::Version => {
+                let token = u64::from(self.requests.insert(request(Stage::Version, &[])));
+                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+            }
+            Kind::Command | Kind::Exec => {
+                if frame.kind == Kind::Command
+                    && command::by_id(CommandId(frame.head.spec)).is_none_or(|spec| spec.first_key == 0)
+                {
+                    return Err(origin);
+                }
+                let token = self.requests.insert(request(Stage::Reading, frame.payload));
+                self.run(lent, token);
+            }
+            Kind::Reply => return Err(origin),
+        }
+        Ok(())
+    }
+
+    /// Finds out how a command is to be run, and begins.
+    fn run(&mut self, lent: &mut Lent<'_>, token: u32) {
+        let Some(request) = self.requests.get(token) else { return };
+        let payload = std::mem::take(&mut request.payload);
+        let (kind, head) = (request.kind, request.head);
+        let is_peer = matches!(request.origin, Origin::Peer(..));
+        let frame = Frame { kind, head, payload: &payload, payload_at: 0 };
+        let keyspace = lent.shards.view().keyspace();
+        let plan = plan(&frame).map(|(class, keys)| {
+            let hashed: Vec<(KeyHash, &[u8])> = keys.iter().map(|key| (keyspace.locate(key), *key)).collect();
+            (class, hashed)
+        });
+        match plan {
+            Err(text) => self.reply(token, Status::Error, 0, text.as_bytes().to_vec(), lent),
+            Ok((class, keys)) => {
+                let shard = keyspace.shard(KeyHash(head.hash));
+                let orderer = match class {
+                    Class::Ordered if keys.iter().any(|(hash, _)| keyspace.shard(*hash) != shard) => {
+                        let text = "CROSSSLOT Keys in request don't hash to the same slot; a hash tag {...} puts them together";
+                        return self.reply(token, Status::Error, 0, text.into(), lent);
+                    }
+                    Class::Ordered => lent.shards.orderer(KeyHash(head.hash)).map(Some),
+                    _ => Ok(None),
+                };
+                let (now, number) = (lent.now, u64::from(token));
+                match orderer {
+                    Err(failure) => {
+                        let text = failure.to_string();
+                        return self.reply(token, Status::Error, 0, text.into_bytes(), lent);
+                    }
+                    Ok(Some(orderer)) if orderer != lent.shards.view().me && !is_peer => {
+                        let mut batch = Batch::new();
+                        batch.push(head, kind, &[&payload]);
+                        if let Some(request) = self.requests.get(token) {
+                            request.stage = Stage::Forwarded;
+                        }
+                        let hash = KeyHash(head.hash);
+                        lent.shards.forward(now, lent.store, number, hash, batch.bytes(), orderer, lent.out);
+                    }
+                    _ if class == Class::Blind => {
+                        let nothing = keys.iter().map(|&(hash, key)| Found { hash, key: key.into(), value: None });
+                        let nothing = nothing.collect();
+                        self.requests.get(token).expect("begun above").payload = payload;
+                        return self.execute(lent, token, nothing);
+                    }
+                    _ => lent.shards.prepare(now, lent.store, number, &keys, lent.out),
+                }
+            }
+        }
+        if let Some(request) = self.requests.get(token) {
+            request.payload = payload;
+        }
+    }
+
+    /// Runs a command on what was found, and writes what it changed.
+    fn execute(&mut self, lent: &mut Lent<'_>, token: u32, mut found: Vec<Found>) {
+        let Some(request) = self.requests.get(token) else { return };
+        let (kind, head) = (request.kind, request.head);
+        let payload = std::mem::take(&mut request.payload);
+        let wall = lent.now.wall;
+        if kind == Kind::Exec || plan_is_ordered(kind, &head, &payload) {
+            lent.shards.freshest(lent.now, lent.store, &mut found);
+        }
+        for Found { hash: _, key, value } in &found {
+            if let Some(value) = value {
+                let entry = Entry {
+                    key,
+                    value: &value.bytes,
+                    version: value.version,
+                    expires_at: value.expires_at,
+                    tombstone: false,
+                };
+                if let Err(error) = self.scratch.fill(entry, wall) {
+                    self.tidy(&found, wall);
+                    return self.reply(token, Status::Error, 0, error.to_string().into_bytes(), lent);
+                }
+            }
+        }
+        let mut replies = Batch::new();
+        let frame = Frame { kind, head, payload: &payload, payload_at: 0 };
+        let mut serving =
+            Serving { store: &mut self.scratch, metrics: lent.metrics, scratch: &mut self.buffers, now: wall };
+        serve::guarded(&mut serving, &frame, &mut Vec::new(), &mut replies);
+        let (status, aux, bytes) = match replies.frames().next() {
+            Some(Ok(reply)) => (reply.status(), reply.head.aux, reply.payload.to_vec()),
+            _ => (Status::Error, 0, serve::PANIC_REPLY.as_bytes().to_vec()),
+        };
+        let mut changes = Vec::new();
+        for Found { hash, key, value } in &found {
+            let before = value.as_ref().map(|value| value.version);
+            let after = self.scratch.raw(*hash, key).filter(|entry| !entry.tombstone);
+            if after.map(|entry| entry.version) != before {
+                changes.push(Changed {
+                    hash: *hash,
+                    key: key.clone(),
+                    value: after.map(|entry| entry.value.to_vec()),
+                    expires_at: after.map_or(0, |entry| entry.expires_at),
+                });
+            }
+        }
+        self.tidy(&found, wall);
+        if changes.is_empty() {
+            return self.reply(token, status, aux, bytes, lent);
+        }
+        if let Some(request) = self.requests.get(token) {
+            request.stage = Stage::Writing { status, aux, bytes };
+        }
+        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, Level::Quorum, lent.out);
+    }
+
+    /// Empties the scratch store.
+    fn tidy(&mut self, found: &[Found], wall: u64) {
+        for Found { hash, key, .. } in found {
+            // An expired entry is gone for `delete`, and its removal is what a read does.
+            let _ = self.scratch.delete(*hash, key, wall);
+            let _ = self.scratch.exists(*hash, key, wall);
+        }
+    }
+
+    /// A peer wants a command run that this core orders.
+    pub(crate) fn order(&mut self, lent: &mut Lent<'_>, from: NodeNo, ask: Ask, bytes: &[u8]) {
+        let mut aligned = rkyv_aligned(bytes);
+        let frame = gridkv_net::frame::Frames::new(aligned.as_mut()).next();
+        match frame {
+            Some(Ok(frame)) if matches!(frame.kind, Kind::Command | Kind::Exec) => {
+                let request = Request {
+                    origin: Origin::Peer(from, ask),
+                    kind: frame.kind,
+                    head: frame.head,
+                    payload: frame.payload.to_vec(),
+                    stage: Stage::Reading,
+                };
+                let token = self.requests.insert(request);
+                self.run(lent, token);
+            }
+            _ => lent.shards.answer_order(from, ask, Err(gridkv_cluster::wire::Why::Broken), lent.out),
+        }
+    }
+
+    /// An operation has ended.
+    pub(crate) fn done(&mut self, lent: &mut Lent<'_>, token: u64, outcome: Outcome) {
+        let token = token as u32;
+        let Some(request) = self.requests.get(token) else { return };
+        let (status, aux, bytes) = match (outcome, &mut request.stage) {
+            (Outcome::Ready(found), Stage::Reading) => return self.execute(lent, token, found),
+            (Outcome::Found(Some(value)), Stage::Version) => (Status::Value, 0, version_bytes(value.version).to_vec()),
+            (Outcome::Found(Some(value)), _) => (Status::Value, 0, value.bytes),
+            (Outcome::Found(None), _) => (Status::Nil, 0, Vec::new()),
+            (Outcome::Written { .. }, _) => (Status::Done, 0, Vec::new()),
+            (Outcome::Deleted(deleted), _) => (Status::Integer, i64::from(deleted), Vec::new()),
+            (Outcome::Committed, Stage::Writing { status, aux, bytes }) => (*status, *aux, std::mem::take(bytes)),
+            (Outcome::Ordered(bytes), _) => read_answer(&bytes),
+            (Outcome::Failed(failure), _) => (Status::Error, 0, failure.to_string().into_bytes()),
+            (Outcome::Unknown { have, need }, _) => {
+                let text = format!(
+                    "UNKNOWN {have} of {need} replicas confirmed the write in time; it may have been done or not: read to find out"
+                );
+                (Status::Error, 0, text.into_bytes())
+            }
+            (Outcome::Ready(_) | Outcome::Committed, _) => {
+                (Status::Error, 0, b"ERR internal error: stages mixed up".to_vec())
+            }
+        };
+        self.reply(token, status, aux, bytes, lent);
+    }
+
+    fn reply(&mut self, token: u32, status: Status, aux: i64, bytes: Vec<u8>, lent: &mut Lent<'_>) {
+        let Some(request) = self.requests.take(token) else { return };
+        if status == Status::Error {
+            lent.metrics.record_error(&bytes);
+        }
+        let reply = Reply { head: request.head, status, aux, bytes };
+        match request.origin {
+            Origin::Here => self.here.push(reply),
+            Origin::Sibling(core) => self.siblings.push((core, reply)),
+            Origin::Foreign(group, at) => self.place(group, at, reply),
+            Origin::Peer(from, ask) => {
+                let mut answer = vec![status as u8];
+                answer.extend_from_slice(&aux.to_le_bytes());
+                answer.extend_from_slice(&reply.bytes);
+                lent.shards.answer_order(from, ask, Ok(&answer), lent.out);
+            }
+        }
+    }
+
+    /// Puts a reply into its group; the last one sends them all.
+    pub(crate) fn place(&mut self, group: u32, at: u32, reply: Reply) {
+        let Some(place) = self.groups.get(group) else { return };
+        place.left -= 1;
+        place.replies[at as usize] = Some(reply);
+        if place.left == 0
+            && let Some(group) = self.groups.take(group)
+        {
+            let mut batch = Batch::new();
+            for Reply { head, status, aux, bytes } in group.replies.iter().flatten() {
+                batch.push_reply(head, *status, *aux, bytes);
+            }
+            // Nobody waits any more if the future was dropped.
+            let _ = group.to.send(batch);
+        }
+    }
+}
+
+impl Reply {
+    /// Whether a future of this core waits for it, not a session.
+    pub(crate) fn is_local(&self) -> bool {
+        self.head.conn == LOCAL
+    }
+}
+
+fn read_answer(bytes: &[u8]) -> (Status, i64, Vec<u8>) {
+    let parts = bytes.split_first().and_then(|(status, rest)| {
+        let (aux, rest) = rest.split_first_chunk::<8>()?;
+        Some((Status::from_u8(*status)?, i64::from_le_bytes(*aux), rest.to_vec()))
+    });
+    parts.unwrap_or_else(|| (Status::Error, 0, b"ERR the orderer's answer cannot be read".to_vec()))
+}
+
+/// A batch whose frames can be read, from bytes of any alignment.
+fn rkyv_aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
+    let mut aligned = rkyv::util::AlignedVec::with_capacity(bytes.len());
+    aligned.extend_from_slice(bytes);
+    aligned
+}
+
+fn plan_is_ordered(kind: Kind, head: &Head, payload: &[u8]) -> bool {
+    let frame = Frame { kind, head: *head, payload, payload_at: 0 };
+    plan(&frame).is_ok_and(|(class, _)| class == Class::Ordered)
+}
+
+/// How a command is run, and on which keys.
+fn plan<'f>(frame: &Frame<'f>) -> Result<(Class, Vec<&'f [u8]>), String> {
+    let mut args = Vec::new();
+    if frame.kind == Kind::Exec {
+        return transaction(frame.payload, &mut args);
+    }
+    let args = frame.args(&mut args).map_err(|error| format!("ERR {error}"))?;
+    let spec = command::by_id(CommandId(frame.head.spec)).ok_or("ERR unknown command number")?;
+    let keys: BTreeSet<&[u8]> = spec.keys(args.len()).map(|at| args[at]).collect();
+    if keys.len() > MAX_KEYS {
+        return Err(format!("ERR a command in a cluster may name {MAX_KEYS} keys"));
+    }
+    Ok((class(spec, args), keys.into_iter().collect()))
+}
+
+fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class, Vec<&'f [u8]>), String> {
+    let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
+    let mut packed = Transaction::new(payload);
+    let mut only_reads = true;
+    packed
+        .watched(|_, key, _| {
+            keys.insert(key);
+            true
+        })
+        .map_err(|error| format!("ERR {error}"))?;
+    let steps = packed.steps().map_err(|error| format!("ERR {error}"))?;
+    for _ in 0..steps {
+        if let Step::Command(spec) = packed.step(args).map_err(|error| format!("ERR {error}"))? {
+            keys.extend(spec.keys(args.len()).map(|at| args[at]));
+            only_reads &= class(spec, args) == Class::Read;
+        }
+        if keys.len() > MAX_KEYS {
+            return Err(format!("ERR a transaction in a cluster may name {MAX_KEYS} keys"));
+        }
+    }
+    Ok((if only_reads { Class::Read } else { Class::Ordered }, keys.into_iter().collect()))
+}
+
+fn class(spec: &Spec, args: &[&[u8]]) -> Class {
+    if !spec.flags.contains(Flags::WRITE) {
+        return Class::Read;
+    }
+    match spec.name {
+        "setex" | "psetex" | "mset" => Class::Blind,
+        "del" | "unlink" => Class::Loose,
+        // Options that give an expiry look at nothing; NX, XX, GET, KEEPTTL do.
+        "set" => {
+            let mut rest = args.get(3..).unwrap_or_default().iter();
+            let mut blind = true;
+            while let Some(option) = rest.next() {
+                let gives_expiry =
+                    ["EX", "PX", "EXAT", "PXAT"].iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
+                blind &= gives_expiry;
+                rest.next();
+            }
+            if blind { Class::Blind } else { Class::Ordered }
+        }
+        _ => Class::Ordered,
+    }
+}

@@ -1,0 +1,134 @@
+//! Before the cores of a clustered node start: who it is, what it remembers, whom it asks.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use gridkv_cluster::control::{Event, Start};
+use gridkv_cluster::map::Candidate;
+use gridkv_cluster::quorum::Quorums;
+use gridkv_net::peer::Identity;
+
+use super::directory::Directory;
+use super::plane::{self, EVENTS, Opening};
+use crate::config::Config;
+use crate::handle::unix_ms;
+use crate::{ConfigError, Error, StartError, platform};
+
+/// How long a node waits to be admitted before it gives up.
+const ADMISSION: Duration = Duration::from_secs(60);
+
+/// What the node starts its cores with, and what it waits for then.
+pub(crate) struct Prepared {
+    pub(crate) identity: Identity,
+    pub(crate) peer: SocketAddr,
+    pub(crate) opening: Opening,
+    /// The seed of the key hash that the node remembers.
+    pub(crate) seed: Option<u64>,
+    pub(crate) verdict: flume::Receiver<Result<(), Error>>,
+    pub(crate) events: flume::Receiver<Event>,
+}
+
+/// Reads the directory and puts together what the control plane needs.
+///
+/// # Errors
+/// [`Error::Start`] and [`Error::Config`], each with what to do.
+pub(crate) fn prepare(
+    config: &Config,
+    client: Option<SocketAddr>,
+    cores: usize,
+    seed: u64,
+) -> Result<Option<Prepared>, Error> {
+    let Some(cluster) = &config.cluster else { return Ok(None) };
+    let random = u128::from(platform::random_seed()) << 64 | u128::from(platform::random_seed());
+    let opened = Directory::open(cluster.dir.as_deref(), unix_ms(), random)?;
+    let peer = platform::probe(cluster.peer_listen)?;
+    let advertised = cluster.advertise.unwrap_or(peer);
+    if advertised.ip().is_unspecified() {
+        return Err(ConfigError::new("advertise", format!("other nodes cannot connect to {advertised}"))
+            .with_hint("listen on an address of this machine, or name one with `advertise`")
+            .into());
+    }
+    let shards = config.shards.get();
+    let remembered = opened.remembered;
+    if let Some(map) = remembered.map.as_ref().filter(|map| map.placements.len() != usize::from(shards)) {
+        let text = format!("its directory belongs to a cluster with {} shards, not {shards}", map.placements.len());
+        return Err(StartError::Cluster { why: text }.into());
+    }
+    let start = if cluster.seeds.is_empty() {
+        let quorums = Quorums { n: cluster.replicas, w: cluster.write_quorum, r: cluster.read_quorum };
+        Start::Found { cluster: platform::random_seed().max(1), seed, shards, quorums }
+    } else {
+        Start::Join(resolve(&cluster.seeds)?)
+    };
+    // Clients of other nodes are told this address; behind an advertised address it is on that host.
+    let client = client.unwrap_or_else(|| SocketAddr::new(advertised.ip(), 0));
+    let client = if client.ip().is_unspecified() { SocketAddr::new(advertised.ip(), client.port()) } else { client };
+    let about = Candidate {
+        id: opened.id,
+        boot: opened.boot,
+        peer: advertised,
+        client,
+        cores: cores as u16,
+        zone: cluster.zone.clone(),
+        weight: cluster.weight,
+    };
+    let identity = Identity {
+        cluster: remembered.map.as_ref().map_or(0, |map| map.cluster),
+        number: 0,
+        node: opened.id.0,
+        boot: opened.boot,
+        shards,
+        cores: cores as u16,
+        peer: advertised,
+    };
+    let remembered_seed = remembered.map.as_ref().map(|map| map.seed);
+    let (verdict_to, verdict) = flume::bounded(4);
+    let (events_to, events) = flume::bounded(EVENTS);
+    let opening = Opening {
+        settings: plane::settings(cluster, start, shards, about),
+        remembered,
+        disk: opened.disk,
+        seed: platform::random_seed(),
+        verdict: verdict_to,
+        events: events_to,
+    };
+    Ok(Some(Prepared { identity, peer, opening, seed: remembered_seed, verdict, events }))
+}
+
+/// The addresses of the seeds. One that cannot be looked up now is left out, if another can.
+fn resolve(seeds: &[String]) -> Result<Vec<SocketAddr>, Error> {
+    let mut found = Vec::new();
+    let mut failed = Vec::new();
+    for seed in seeds {
+        match seed.to_socket_addrs() {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => failed.push(format!("{seed}: {error}")),
+        }
+    }
+    if found.is_empty() {
+        let text = format!("no seed has an address ({})", failed.join("; "));
+        return Err(ConfigError::new("seeds", text)
+            .with_hint("a seed is host:port, the --peer-listen of a running node")
+            .into());
+    }
+    failed.iter().for_each(|text| tracing::warn!(seed = text, "a seed has no address; the others are asked"));
+    Ok(found)
+}
+
+/// Waits until the node is a member of its cluster.
+///
+/// # Errors
+/// [`StartError::Cluster`]: it is refused, or nobody answers.
+pub(crate) fn admission(verdict: &flume::Receiver<Result<(), Error>>) -> Result<(), Error> {
+    match verdict.recv_timeout(ADMISSION) {
+        Ok(verdict) => verdict,
+        Err(flume::RecvTimeoutError::Timeout) => {
+            let why =
+                format!("nobody admitted it within {} s: no seed answers, or too few voters do", ADMISSION.as_secs());
+            Err(StartError::Cluster { why }.into())
+        }
+        Err(flume::RecvTimeoutError::Disconnected) => {
+            Err(StartError::Cluster { why: "the node stopped before it was admitted".into() }.into())
+        }
+    }
+}
