@@ -497,7 +497,8 @@ fn tombstones_go_and_what_they_hid_never_returns() {
         assert_eq!(tombstones(&world), 0, "{:?}", world.nodes[&NodeNo(1)].shards.stats().purge);
         assert!(world.equal(1, 2) && world.equal(2, 3));
         // Late: a hint with the old value, and the round's own exchange once more.
-        for (op, from) in [(crate::hints::HINT | 1, 2), (crate::purge::PURGE | 1 << 24 | 5, 1)] {
+        let rounds = (1..400).map(|round| (crate::purge::PURGE | round << 24 | 5, 1));
+        for (op, from) in rounds.chain([(crate::hints::HINT | 1, 2)]) {
             let key = "k4";
             let hash = world.keyspace().locate(key.as_bytes());
             let shard = world.keyspace().shard(hash);
@@ -515,6 +516,26 @@ fn tombstones_go_and_what_they_hid_never_returns() {
             assert!((0..50).all(|n| world.holds(no, &format!("x{n}")).is_some()));
         }
     });
+}
+
+/// A round broke off behind its fence: repair may not touch what differs below it, the next round does.
+#[test]
+fn what_differs_below_a_fence_is_exchanged_by_the_next_round() {
+    let mut world = World::new(19);
+    for (on, key, value) in [(2, "{t}a", Some(&b"kept"[..])), (1, "{t}b", Some(b"kept")), (3, "{t}c", None)] {
+        world.put(&[on], key, value, world.version(90_000, 0));
+    }
+    world.put(&[1], "{t}d", None, world.version(90_000, 0));
+    let (until, shard) = (world.version(70_000, 0), world.keyspace().shard(world.keyspace().locate(b"{t}")));
+    for node in world.nodes.values_mut() {
+        node.store.raise_floor(shard, until);
+    }
+    world.run(100_000);
+    assert!(world.equal(1, 2) && world.equal(2, 3));
+    for no in 1..=3 {
+        assert!(world.holds(no, "{t}a").is_some() && world.holds(no, "{t}b").is_some());
+    }
+    assert_eq!(tombstones(&world), 0);
 }
 
 /// The same without a fence: what the third had comes back.
