@@ -112,6 +112,8 @@ struct Op {
     phase: Phase,
     /// Whether a replica may have stored something of this operation.
     begun: bool,
+    /// It belongs to the epoch in which it began: in a later one another orderer may have run commands without it.
+    ordered: bool,
     bytes: usize,
 }
 
@@ -170,6 +172,8 @@ struct Writing {
     then: Option<Then>,
     /// The write is the tombstone of a key that was there.
     existed: bool,
+    /// It is what an ordered command wrote.
+    ordered: bool,
 }
 
 /// How a key is read and what comes of it.
@@ -266,11 +270,11 @@ impl Coordinator {
         let version = cx.store.mint(cx.now.wall);
         let held = Held { value: value.unwrap_or_default().to_vec(), version, expires_at, tombstone: value.is_none() };
         let deadline = cx.now.mono + self.limits.timeout_ms;
-        self.begin_write(cx, (hash, key.into()), held, Writing { token, level, deadline, then: None, existed: false });
+        self.begin_write(cx, (hash, key.into()), held, Writing { token, level, deadline, then: None, existed: false, ordered: false });
     }
 
     fn begin_write(&mut self, cx: &mut Context<'_>, (hash, key): (KeyHash, Box<[u8]>), held: Held, writing: Writing) {
-        let Writing { token, level, deadline, then, existed } = writing;
+        let Writing { token, level, deadline, then, existed, ordered } = writing;
         let placement = cx.view.placement_of(hash);
         let tally = Tally::of_write(placement, cx.view.map.quorums, level);
         let bytes = key.len() + held.value.len();
@@ -285,6 +289,7 @@ impl Coordinator {
             tally,
             phase: Phase::Write { held, then, existed },
             begun: false,
+            ordered,
             bytes,
         };
         let number = self.insert(op);
@@ -378,7 +383,14 @@ impl Coordinator {
     }
 
     /// Writes what a command changed.
-    pub(crate) fn commit(&mut self, cx: &mut Context<'_>, token: u64, changes: Vec<Changed>, level: Level) {
+    pub(crate) fn commit(
+        &mut self,
+        cx: &mut Context<'_>,
+        token: u64,
+        changes: Vec<Changed>,
+        level: Level,
+        ordered: bool,
+    ) {
         let bytes = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len)).sum();
         if !self.admit(cx, token, bytes) {
             return;
@@ -389,7 +401,7 @@ impl Coordinator {
             let version = cx.store.mint(cx.now.wall);
             let tombstone = value.is_none();
             let held = Held { value: value.unwrap_or_default(), version, expires_at, tombstone };
-            let writing = Writing { token, level, deadline, then: Some(Then::Join(0)), existed: false };
+            let writing = Writing { token, level, deadline, then: Some(Then::Join(0)), existed: false, ordered };
             self.begin_write(cx, (hash, key), held, writing);
         }
         self.join(cx, token, None);
@@ -429,6 +441,7 @@ impl Coordinator {
             tally,
             phase: Phase::Collect { versions: Vec::new(), best: None, then: reading.then },
             begun: false,
+            ordered: false,
             bytes,
         };
         let number = self.insert(op);
@@ -494,6 +507,7 @@ impl Coordinator {
             tally: Tally::of_read(placement, cx.view.map.quorums, Level::One),
             phase: Phase::Order { to },
             begun: true,
+            ordered: false,
             bytes: request.len(),
         };
         let epoch = op.epoch;
@@ -682,7 +696,7 @@ impl Coordinator {
                 let version = cx.store.mint(cx.now.wall);
                 let grave = Held { value: Vec::new(), version, expires_at: 0, tombstone: true };
                 let Op { token, level, deadline, .. } = op;
-                let writing = Writing { token, level, deadline, then: None, existed: true };
+                let writing = Writing { token, level, deadline, then: None, existed: true, ordered: false };
                 self.begin_write(cx, (op.hash, op.key), grave, writing);
             }
             Then::Join(at) => {

@@ -284,6 +284,10 @@ impl Shards {
     }
 
     /// Writes what a command changed. Ends as [`Outcome::Committed`].
+    ///
+    /// What an `ordered` command wrote is acknowledged in the shard epoch in which it ran, or not at all: in a later one
+    /// another orderer may not have seen it.
+    #[allow(clippy::too_many_arguments)]
     pub fn commit(
         &mut self,
         now: Now,
@@ -291,10 +295,17 @@ impl Shards {
         token: u64,
         changes: Vec<Changed>,
         level: Level,
+        ordered: bool,
         out: &mut Outbox,
     ) {
+        let orderer = changes.first().map(|change| self.orderer(change.hash));
+        if ordered && orderer.is_some_and(|orderer| orderer != Ok(self.view.me)) {
+            // The map has changed while its keys were read. Nothing was written.
+            let shard = changes.first().map_or(0, |change| self.view.shard(change.hash).0);
+            return out.fail(token, Failure::NoOrderer { shard });
+        }
         let cx = &mut lend!(self, now, store, out);
-        self.coordinator.commit(cx, token, changes, level);
+        self.coordinator.commit(cx, token, changes, level, ordered);
     }
 
     /// Sends a request to the orderer of its shard. Ends as [`Outcome::Ordered`].

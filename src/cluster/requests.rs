@@ -311,7 +311,8 @@ impl Requests {
         let (kind, head) = (request.kind, request.head);
         let payload = std::mem::take(&mut request.payload);
         let wall = lent.now.wall;
-        if kind == Kind::Exec || plan_is_ordered(kind, &head, &payload) {
+        let ordered = plan_is_ordered(kind, &head, &payload);
+        if ordered {
             lent.shards.freshest(lent.now, lent.store, &mut found);
         }
         for Found { hash: _, key, value } in &found {
@@ -358,7 +359,7 @@ impl Requests {
         if let Some(request) = self.requests.get(token) {
             request.stage = Stage::Writing { status, aux, bytes };
         }
-        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, Level::Quorum, lent.out);
+        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, Level::Quorum, ordered, lent.out);
     }
 
     /// Empties the scratch store.

@@ -128,6 +128,8 @@ pub struct World {
     authority: Authority,
     /// How many faults keep a node from the authority.
     far: BTreeMap<usize, u32>,
+    /// Whom a fault keeps from it.
+    made_far: BTreeMap<usize, Vec<usize>>,
     /// When the map changed last.
     changed_at: u64,
     maps: BTreeMap<u64, Arc<Map>>,
@@ -169,11 +171,13 @@ impl World {
             network: Network::new(options),
             authority: Authority::new(map, settings, planted),
             far: BTreeMap::new(),
+            made_far: BTreeMap::new(),
             changed_at: 0,
             maps: BTreeMap::new(),
             history: History {
                 ops: Vec::new(),
                 ahead_ms: options.ahead_ms(),
+                reads_are_monotonic: 2 * options.quorums.r > options.quorums.n,
                 sane_ahead_ms: (options.quorums.w >= 2 && options.nodes >= 2).then_some(options.skew_ms as u64),
             },
             random,
@@ -262,7 +266,7 @@ impl World {
                 if self.is_life(node, boot) && self.awake(node, || What::Wake { node, boot, core }) {
                     let time = self.time;
                     let state = &mut self.nodes[node];
-                    if state.cores[core].armed == time {
+                    if state.cores[core].armed <= time {
                         state.cores[core].armed = u64::MAX;
                     }
                     let now = state.now(time);
@@ -553,7 +557,7 @@ impl World {
         let token = state.token(Pending::Commit(asker, count));
         let changed = Changed { hash, key, value: Some(count.to_le_bytes().to_vec()), expires_at: 0 };
         let Core { shards, store, out, .. } = &mut state.cores[core];
-        shards.commit(now, store, token, vec![changed], Level::Quorum, out);
+        shards.commit(now, store, token, vec![changed], Level::Quorum, true, out);
         self.trace.note(time, node, Some(shard), || format!("run count -> {count}"));
         true
     }
@@ -617,7 +621,7 @@ impl World {
         let wall = self.nodes[self.history.ops[op].node].wall(self.time);
         let record = &mut self.history.ops[op];
         (record.end, record.wall, record.came) = (self.time, wall, came);
-        let (client, node) = (record.client, record.node);
+        let Op { client, node, key, is_counter, .. } = *record;
         let how = match came {
             Came::Failed => 1,
             Came::Unknown => 2,
@@ -625,7 +629,8 @@ impl World {
         };
         self.stats.ended[how] += 1;
         self.trace.hash(&[4, self.time, op as u64, how as u64]);
-        self.trace.note(self.time, node, None, || format!("end {op}: {came:?}"));
+        let shard = self.trace.only().map(|_| self.shard_of(key, is_counter));
+        self.trace.note(self.time, node, shard, || format!("end {op}: {}", ended(came)));
         if client == LAST {
             if how != 0 {
                 let what = format!("after healing: {:?}", self.history.ops[op]);
@@ -633,7 +638,8 @@ impl World {
             }
             return self.push(MS, What::Settled);
         }
-        let think = self.chooser.exponential(self.options.think_ms) * MS;
+        let refused = u64::from(came == Came::Failed) * 30;
+        let think = (self.chooser.exponential(self.options.think_ms) + refused) * MS;
         self.push(think, What::Client { client });
     }
 
@@ -657,6 +663,7 @@ impl World {
                 if state.no != no {
                     self.nodes[node].no = no;
                     self.lives.insert(no, (node, self.nodes[node].boot));
+                    self.trace.note(self.time, node, None, || format!("is number {no}"));
                     self.changed(node);
                 }
                 self.adopt(node, core, &map, no);
@@ -677,11 +684,21 @@ impl World {
         let state = &mut self.nodes[node];
         let (now, before, alive) = (state.now(time), state.adopted(), state.alive());
         let Core { shards, store, out, .. } = &mut state.cores[core];
-        if shards.view().me != no {
+        let is_new = shards.view().me != no;
+        let known = self.trace.only().map_or(0, |shard| shards.view().map.placement(ShardId(shard)).epoch);
+        if is_new {
             shards.on_alive(now, store, alive, out);
         }
         shards.on_map(now, store, map.clone(), no, out);
-        self.trace.note(time, node, None, || format!("core {core} adopts {}", map.epoch));
+        if let Some(shard) = self.trace.only() {
+            let epoch = map.placement(ShardId(shard)).epoch;
+            let owns = self.nodes[node].core_of(shard) == Some(core);
+            if owns && (known < epoch || is_new) {
+                self.trace.note(time, node, Some(shard), || format!("adopts {epoch}"));
+            }
+        } else {
+            self.trace.note(time, node, None, || format!("core {core} adopts {}", map.epoch));
+        }
         self.drain(node, core);
         let epoch = self.nodes[node].adopted();
         if epoch > before || epoch == 1 {
@@ -693,7 +710,14 @@ impl World {
     fn distribute(&mut self) {
         let map = self.authority.map().clone();
         self.changed_at = self.time;
-        self.trace.note(self.time, AUTHORITY, None, || format!("map {}", map.epoch));
+        if let Some(shard) = self.trace.only() {
+            let p = map.placement(ShardId(shard));
+            if p.epoch == map.epoch {
+                self.trace.note(self.time, AUTHORITY, None, || self::set(p));
+            }
+        } else {
+            self.trace.note(self.time, AUTHORITY, None, || format!("map {}", map.epoch));
+        }
         for node in 0..self.nodes.len() {
             if self.nodes[node].up && !self.is_far(node) {
                 self.send_map(node, &map);
@@ -745,7 +769,7 @@ impl World {
         let former = self.nodes[node].no;
         self.nodes[node].start(&self.options, &map, self.planted);
         let boot = self.nodes[node].boot;
-        self.trace.note(self.time, node, None, || format!("starts, boot {boot}"));
+        self.trace.note(self.time, node, None, || format!("starts, life {boot}"));
         if self.planted.has(Bug::SameLife) && former != NodeNo(0) {
             // The map is not asked: the node goes on in the place of its former life.
             self.nodes[node].no = NodeNo(0);
@@ -853,20 +877,24 @@ impl World {
 
     // --- faults -----------------------------------------------------------------------------------------------------
 
-    /// Whether a node may lose its memory now without more copies of a shard being away than the quorums allow.
+    /// Whether a node may lose its memory now. A write is on `w` copies, so at most `w - 1` of a shard may be away or
+    /// incomplete at once; what remains is enough to fill the others from.
     fn may_lose(&self, node: usize) -> bool {
         let map = self.authority.map();
         let is_away = |no: NodeNo| {
             let Some(&(index, boot)) = self.lives.get(&no) else { return true };
             let lost = map.member(no).is_none_or(|m| m.standing == Standing::Lost);
-            lost || index == node || !self.is_life(index, boot) || self.nodes[index].paused_until > self.time
+            lost || index == node
+                || !self.is_life(index, boot)
+                || self.nodes[index].paused_until > self.time
+                || !self.authority.sees(no)
         };
         map.placements.iter().all(|placement| {
             let fits = |set: &[crate::map::Replica]| {
                 let away = set.iter().filter(|r| r.filling || is_away(r.node)).count();
-                away <= set.len() - map.quorums.of(set.len()).0
+                away < map.quorums.of(set.len()).0
             };
-            fits(&placement.replicas) && (placement.stage != Stage::ReadNew || fits(&placement.new_set()))
+            fits(&placement.replicas) && (placement.stage == Stage::Normal || fits(&placement.new_set()))
         })
     }
 
@@ -888,8 +916,10 @@ impl World {
             }
             Kind::Pause { node, ms } => {
                 let node = node % nodes;
+                // It ends before all is healed.
+                let ms = &(*ms).min((self.options.seconds * 1000).saturating_sub(self.time / MS + 1));
                 let is_long = 2 * ms > self.options.replace_after_ms;
-                let may = self.nodes[node].up && self.nodes[node].paused_until <= self.time;
+                let may = self.nodes[node].up && self.nodes[node].paused_until <= self.time && !self.is_far(node);
                 let happens = may && (!is_long || self.may_lose(node));
                 if happens {
                     self.nodes[node].paused_until = self.time + ms * MS;
@@ -905,6 +935,13 @@ impl World {
             }
             Kind::Partition { cut, far, ms } => {
                 self.network.cut(cut);
+                // Nobody is away for so long, by one fault after another, that it is given up with its data.
+                let is_new = |node: &usize| {
+                    let seen = self.nodes.get(*node).is_none_or(|state| self.authority.sees(state.no));
+                    seen && !self.is_far(*node) && self.nodes.get(*node).is_none_or(|n| n.paused_until <= self.time)
+                };
+                let far: Vec<usize> = if far.iter().all(is_new) { far.clone() } else { Vec::new() };
+                self.made_far.insert(at, far.clone());
                 far.iter().for_each(|&node| *self.far.entry(node).or_default() += 1);
                 self.trace.note(self.time, AUTHORITY, None, || format!("partition {cut:?} for {ms} ms"));
                 (0..nodes).for_each(|node| self.changed(node));
@@ -971,9 +1008,9 @@ impl World {
                 let node = node % self.nodes.len();
                 self.changed(node);
             }
-            Kind::Partition { cut, far, .. } => {
+            Kind::Partition { cut, .. } => {
                 self.network.mend(&cut);
-                for node in far {
+                for node in self.made_far.remove(&at).unwrap_or_default() {
                     let faults = self.far.entry(node).or_default();
                     *faults = faults.saturating_sub(1);
                 }
@@ -1008,14 +1045,23 @@ impl World {
     /// Looks whether all is at rest; then at everything once more.
     fn look(&mut self) {
         if self.looking {
-            let Some((node, key, is_counter, asked)) = self.last.pop() else {
-                self.over = true;
-                return self.converged(true);
-            };
-            return self.start_op(LAST, node, (key, is_counter), asked, true);
+            if let Some((node, key, is_counter, asked)) = self.last.pop() {
+                return self.start_op(LAST, node, (key, is_counter), asked, true);
+            }
+            let waited = self.time - self.options.seconds * 1000 * MS - self.stats.settled;
+            match self.differs() {
+                None => self.over = true,
+                Some(what) if waited > PATIENCE => self.violate(Rule::Convergence, what),
+                Some(_) => self.push(500 * MS, What::Settled),
+            }
+            return;
         }
         let waited = self.time - self.options.seconds * 1000 * MS;
-        let unrest = self.unrest();
+        if self.options.is_poisoned() {
+            self.over = true;
+            return;
+        }
+        let unrest = self.unrest().or_else(|| self.differs());
         match unrest {
             Some(why) if waited > PATIENCE => self.violate(Rule::Liveness, format!("a minute after healing, {why}")),
             Some(_) => self.push(500 * MS, What::Settled),
@@ -1050,7 +1096,7 @@ impl World {
                 return Some(format!("node {index} does not see all"));
             }
             if !node.pending.is_empty() {
-                return Some(format!("node {index} has {} operations", node.pending.len()));
+                return Some(format!("node {index} has operations {:?}", node.pending));
             }
         }
         None
@@ -1078,11 +1124,8 @@ impl World {
         self.last.sort_by_key(|(_, _, _, asked)| *asked == Asked::Get);
     }
 
-    /// Whether all replicas of a shard hold the same.
-    fn converged(&mut self, must: bool) {
-        if !must || !REPAIRS {
-            return;
-        }
+    /// Replicas of a shard that do not hold the same.
+    fn differs(&mut self) -> Option<String> {
         let map = self.authority.map().clone();
         for (shard, placement) in map.placements.iter().enumerate() {
             let shard = ShardId(shard as u16);
@@ -1093,9 +1136,28 @@ impl World {
             let mut digests = placement.replicas.iter().map(|r| digest(r.node));
             let first = digests.next();
             if digests.any(|other| Some(other) != first) {
-                return self.violate(Rule::Convergence, format!("replicas of shard {} differ", shard.0));
+                let held: Vec<String> = placement.replicas.iter().map(|r| self.held(r.node, shard)).collect();
+                return Some(format!("replicas of shard {} differ: {}", shard.0, held.join("; ")));
             }
         }
+        None
+    }
+
+    /// What a replica holds of a shard, in words.
+    fn held(&mut self, no: NodeNo, shard: ShardId) -> String {
+        let node = &mut self.nodes[self.lives[&no].0];
+        let Some(core) = node.core_of(shard.0) else { return format!("{no} is down") };
+        let store = &mut node.cores[core].store;
+        let floor = version(store.tombstone_floor(shard));
+        let mut text = format!("{no} refuses up to {floor} and holds");
+        let first = store.keyspace().first_hash(shard);
+        store.snapshot(shard, first, 100, &mut |entry| {
+            let grave = if entry.tombstone { " grave" } else { "" };
+            let expires = entry.expires_at.saturating_sub(EPOCH_MS);
+            let key = String::from_utf8_lossy(entry.key).into_owned();
+            text += &format!(" [{key} v{}{grave} until {expires}]", version(entry.version));
+        });
+        text
     }
 
     /// The shard of a key.
@@ -1112,9 +1174,6 @@ impl World {
         self.time
     }
 }
-
-/// Whether there is background repair, so that replicas become equal without being read.
-const REPAIRS: bool = true;
 
 /// A message in a few words.
 fn short(message: &Message<'_>) -> String {
@@ -1135,6 +1194,29 @@ fn short(message: &Message<'_>) -> String {
             let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned();
             format!("{name} e{epoch}")
         }
+    }
+}
+
+/// Who holds a shard, in a line.
+fn set(placement: &crate::map::Placement) -> String {
+    let copy = |r: &crate::map::Replica| format!("{}{}", r.node, if r.filling { " (filling)" } else { "" });
+    let copies: Vec<String> = placement.replicas.iter().map(copy).collect();
+    let mut text = format!("MAP {}: {} {:?}", placement.epoch, copies.join(", "), placement.stage);
+    if let Some(no) = placement.joining {
+        text += &format!(", {no} joins");
+    }
+    if let Some(no) = placement.leaving {
+        text += &format!(", {no} leaves");
+    }
+    text
+}
+
+/// What came of an operation, in a few words.
+fn ended(came: Came) -> String {
+    match came {
+        Came::Written(at) => format!("written v{}", version(at)),
+        Came::Found(Some(seen)) => format!("found {} v{}", seen.value, version(seen.version)),
+        other => format!("{other:?}"),
     }
 }
 
