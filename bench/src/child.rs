@@ -44,14 +44,9 @@ fn words(text: &str) -> Vec<String> {
 impl Recipe {
     /// Our node: the program given, or the one beside this program.
     pub(crate) fn ours(node: Option<&Path>) -> Result<Recipe, Failure> {
-        let beside = || Some(env::current_exe().ok()?.with_file_name("gridkv-node"));
-        let program = node.map(Path::to_path_buf).or_else(beside).unwrap_or_default();
-        if !is_program(&program) {
-            let what = "there is no such program; build it with `cargo build --release -p gridkv-node`, or name it with \
-                        --node PATH";
-            return Err(Failure::Program { program: program.display().to_string(), what: what.into() });
-        }
-        let args = "--listen 127.0.0.1:{port} --http 127.0.0.1:{port2} --peer-listen none --cores @{cores} --log-level warn";
+        let program = ours(node)?;
+        let args =
+            "--listen 127.0.0.1:{port} --http 127.0.0.1:{port2} --peer-listen none --cores @{cores} --log-level warn";
         Ok(Recipe { name: "gridkv".into(), protocol: Protocol::Resp, program, args: words(args) })
     }
 
@@ -148,8 +143,19 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// Our node's program: the one given, or the one beside this program.
+pub(crate) fn ours(node: Option<&Path>) -> Result<PathBuf, Failure> {
+    let beside = || Some(env::current_exe().ok()?.with_file_name("gridkv-node"));
+    let program = node.map(Path::to_path_buf).or_else(beside).unwrap_or_default();
+    if is_program(&program) {
+        return Ok(program);
+    }
+    let what = "there is no such program; build it with `cargo build --release -p gridkv-node`, or name it with --node PATH";
+    Err(Failure::Program { program: program.display().to_string(), what: what.into() })
+}
+
 /// A program by its path, or by its name in PATH.
-fn find(name: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn find(name: &str) -> Result<PathBuf, Failure> {
     let candidates: Vec<PathBuf> = match name.contains('/') {
         true => vec![name.into()],
         false => env::split_paths(&env::var_os("PATH").unwrap_or_default()).map(|folder| folder.join(name)).collect(),

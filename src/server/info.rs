@@ -172,7 +172,7 @@ fn server(to: &mut Section<'_>, host: &Host, node: &NodeMetrics, _: &CoreMetrics
     to.line("redis_version", REDIS_VERSION);
     to.line("gridkv_version", env!("CARGO_PKG_VERSION"));
     to.line("server_name", "gridkv");
-    to.line("redis_mode", "standalone");
+    to.line("redis_mode", if facts.in_cluster { "cluster" } else { "standalone" });
     to.line("os", std::env::consts::OS);
     to.line("arch_bits", usize::BITS);
     to.line("multiplexing_api", "io_uring");
@@ -264,8 +264,8 @@ fn errorstats(to: &mut Section<'_>, _: &Host, _: &NodeMetrics, total: &CoreMetri
     }
 }
 
-fn cluster(to: &mut Section<'_>, _: &Host, _: &NodeMetrics, _: &CoreMetrics) {
-    to.line("cluster_enabled", 0);
+fn cluster(to: &mut Section<'_>, host: &Host, _: &NodeMetrics, _: &CoreMetrics) {
+    to.line("cluster_enabled", u8::from(host.settings.facts.in_cluster));
 }
 
 fn keyspace(to: &mut Section<'_>, _: &Host, _: &NodeMetrics, total: &CoreMetrics) {

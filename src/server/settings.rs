@@ -30,6 +30,8 @@ pub(crate) struct Facts {
     pub(crate) cores: usize,
     /// Name of the storage backend.
     pub(crate) backend: String,
+    /// Whether it takes part in a cluster.
+    pub(crate) in_cluster: bool,
     serial: AtomicU64,
 }
 
@@ -42,6 +44,7 @@ impl Facts {
             listen,
             cores,
             backend: config.backend.clone(),
+            in_cluster: config.cluster.is_some(),
             serial: AtomicU64::new(0),
         }
     }

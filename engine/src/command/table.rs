@@ -80,7 +80,7 @@ const fn number<const N: usize>(mut rows: [Spec; N]) -> [Spec; N] {
 pub(super) static SPECS: [Spec; ROWS.len()] = number(ROWS);
 
 #[rustfmt::skip]
-const ROWS: [Spec; 121] = commands! {
+const ROWS: [Spec; 134] = commands! {
     // Connection.
     "ping" -1 "fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers PONG, or what it was sent."
     "echo" 2 "loading stale fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers what it was sent."
@@ -92,6 +92,19 @@ const ROWS: [Spec; 121] = commands! {
     "asking" 1 "fast" (0 0 0) "connection" Session, None; "cluster" "3.0.0" "O(1)" "Accepted for cluster clients; changes nothing."
     "readonly" 1 "loading stale fast" (0 0 0) "connection" Session, None; "cluster" "3.0.0" "O(1)" "Accepted for cluster clients; changes nothing."
     "readwrite" 1 "loading stale fast" (0 0 0) "connection" Session, None; "cluster" "3.0.0" "O(1)" "Accepted for cluster clients; changes nothing."
+    "cluster" -2 "" (0 0 0) "" Node, None; "cluster" "3.0.0" "Depends on the subcommand." "Container of the commands about the cluster."
+    "cluster|countkeysinslot" 3 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N keys of the node" "How many keys of a slot have a copy on this node."
+    "cluster|getkeysinslot" 4 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N keys of the node" "Keys of a slot that have a copy on this node."
+    "cluster|gridkv" -3 "admin noscript stale" (0 0 0) "" Node, None; "cluster" "7.2.0" "O(N) with N members and shards" "STATUS, MEMBERS, SHARDS as JSON; DRAIN, UNDRAIN, REMOVE a member; ACCEPT-LOSS of shards."
+    "cluster|info" 2 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(1)" "The state of the cluster as this node sees it."
+    "cluster|keyslot" 3 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with the length of the key" "The slot of a key."
+    "cluster|links" 2 "stale" (0 0 0) "" Node, None; "cluster" "7.0.0" "O(1)" "No links: nodes are not joined as those of Redis Cluster."
+    "cluster|myid" 2 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(1)" "The id of this node."
+    "cluster|myshardid" 2 "stale" (0 0 0) "" Node, None; "cluster" "7.2.0" "O(1)" "The id of this node, each being a shard in the sense of Redis."
+    "cluster|nodes" 2 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N nodes" "The nodes and their slots."
+    "cluster|shards" 2 "loading stale" (0 0 0) "" Node, None; "cluster" "7.0.0" "O(N) with N nodes" "The nodes and their slots, by shards in the sense of Redis."
+    "cluster|slots" 2 "loading stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N nodes" "Which node clients should ask for which slots."
+    "cluster|help" 2 "loading stale" (0 0 0) "" Session, None; "cluster" "5.0.0" "O(1)" "Prints this help."
     "client" -2 "" (0 0 0) "" Session, None; "connection" "2.4.0" "Depends on the subcommand." "Container of the commands about connections."
     "client|id" 2 "noscript loading stale" (0 0 0) "connection" Session, None; "connection" "5.0.0" "O(1)" "The id of this connection."
     "client|getname" 2 "noscript loading stale" (0 0 0) "connection" Session, None; "connection" "2.6.9" "O(1)" "The name of this connection."
