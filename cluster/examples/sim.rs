@@ -78,7 +78,7 @@ fn bug(name: &str) -> Bug {
 
 fn single(seed: u64, seconds: u64, planted: Planted) -> ExitCode {
     let options = Options::draw(seed, seconds);
-    println!("{options:#?}");
+    show(&options);
     let run = sim::run(&options, planted);
     println!("{:#?}\nrun {:016x}", run.stats, run.hash);
     if run.violation.is_none() {
@@ -89,6 +89,11 @@ fn single(seed: u64, seconds: u64, planted: Planted) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn show(options: &Options) {
+    println!("{:?}", Options { faults: Vec::new(), ..options.clone() });
+    options.faults.iter().for_each(|fault| println!("  {:>6} ms  {:?}", fault.at, fault.kind));
+}
+
 /// Makes a failure small and draws it.
 fn explain(options: &Options, planted: Planted, run: &Run) {
     let Some(violation) = &run.violation else { return };
@@ -96,7 +101,7 @@ fn explain(options: &Options, planted: Planted, run: &Run) {
     let (small, runs) = sim::shrink(options, planted, violation.rule, 150);
     let again = sim::run(&small, planted);
     println!("after {runs} runs: {} of {} faults are needed", small.faults.len(), options.faults.len());
-    println!("{small:#?}");
+    show(&small);
     println!("{}", sim::draw(&small, planted, &again));
     if let Some(violation) = &again.violation {
         println!("{violation}");

@@ -251,9 +251,10 @@ fn is_silent(map: &Map, view: &View, no: NodeNo, epoch: u64) -> bool {
     view.has_adopted(no, epoch) || is_dead(map, no)
 }
 
-/// Whether the reads of a set with one copy fewer meet every write of the set of that many.
+/// Whether a set can lose one copy with nobody filled instead: every write of the set of that many must be on as many of the
+/// smaller set as its own writes are, else the next loss or the next filling could miss it.
 fn may_shrink(map: &Map, copies: usize) -> bool {
-    copies >= 2 && map.quorums.of(copies - 1).1 + map.quorums.of(copies).0 > copies
+    copies >= 2 && map.quorums.of(copies).0 > map.quorums.of(copies - 1).0
 }
 
 /// Who votes on the map: 1, 3 or 5 seats, as many as there are nodes for; those that vote already rather than others, and of the

@@ -29,6 +29,8 @@ pub trait MapSource {
     fn on_filled(&mut self, shard: u16, epoch: u64, node: NodeNo);
     /// A node can be reached as that life, or not any more.
     fn on_seen(&mut self, now: Millis, node: NodeId, life: Option<NodeNo>);
+    /// Whether it believes that a life can be reached.
+    fn sees(&self, node: NodeNo) -> bool;
     /// Time to think. True when the map has changed.
     fn think(&mut self, now: Millis) -> bool;
 }
@@ -95,6 +97,10 @@ impl MapSource for Authority {
             None => drop(self.seen.remove(&node)),
         }
         self.refresh(now);
+    }
+
+    fn sees(&self, node: NodeNo) -> bool {
+        self.seen.values().any(|seen| *seen == node)
     }
 
     fn think(&mut self, now: Millis) -> bool {

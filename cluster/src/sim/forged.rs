@@ -100,7 +100,7 @@ pub fn good(seed: u64) -> History {
         came,
     };
     ops.push(op);
-    History { ops, ahead_ms: 0, sane_ahead_ms: Some(0) }
+    History { ops, ahead_ms: 0, reads_are_monotonic: true, sane_ahead_ms: Some(0) }
 }
 
 /// One lie in a history. `None` when it gives no occasion for that lie; else the rules of which one must catch it.

@@ -107,6 +107,8 @@ pub struct History {
     pub ops: Vec<Op>,
     /// No clock was ever further ahead of the true time.
     pub ahead_ms: Millis,
+    /// Whether two read quorums meet: only then does a read see what another one saw of a write that is not acknowledged.
+    pub reads_are_monotonic: bool,
     /// Clocks that are as they should be are not further ahead; `None` when a single node may acknowledge by itself.
     pub sane_ahead_ms: Option<Millis>,
 }
@@ -226,7 +228,7 @@ impl History {
         self.ops.iter().for_each(|op| keys.entry((op.is_counter, op.key)).or_default().push(op));
         for ((is_counter, _), ops) in keys {
             if is_counter {
-                check_counter(&ops)?;
+                check_counter(&ops, self.reads_are_monotonic)?;
             } else {
                 self.check_key(&ops)?;
             }
@@ -271,7 +273,8 @@ impl History {
                 }
                 _ => continue,
             };
-            if let Some(sane) = self.sane_ahead_ms.filter(|_| op.quorum) {
+            let is_on_quorum = op.quorum && (self.reads_are_monotonic || matches!(op.came, Came::Written(_)));
+            if let Some(sane) = self.sane_ahead_ms.filter(|_| is_on_quorum) {
                 let ahead = version.hlc.millis().saturating_sub(EPOCH_MS + op.end / 1000);
                 if ahead > sane + MAX_DRIFT_MS + 1 {
                     return violation(Rule::Future, op, format!("{ahead} ms ahead: {}", op.describe()));
@@ -317,7 +320,7 @@ impl History {
                 Came::Written(version) => {
                     Floor { version, above: false, written: true, grave: op.asked == Asked::Erase }
                 }
-                Came::Found(Some(found)) => {
+                Came::Found(Some(found)) if self.reads_are_monotonic => {
                     Floor { version: found.version, above: false, written: false, grave: false }
                 }
                 Came::Deleted(true) => Floor { above: true, ..seen },
@@ -357,7 +360,7 @@ impl History {
 }
 
 /// A counter never goes back, no two counts return the same, and in the end it is what was counted.
-fn check_counter(ops: &[&Op]) -> Result<(), Violation> {
+fn check_counter(ops: &[&Op], reads_are_monotonic: bool) -> Result<(), Violation> {
     let value = |op: &Op| match op.came {
         Came::Counted(n) => Some(n),
         Came::Found(found) => Some(found.map_or(0, |seen| seen.value)),
@@ -391,7 +394,9 @@ fn check_counter(ops: &[&Op]) -> Result<(), Violation> {
                 format!("{wrong}: {} (had been {seen}, {done} acknowledged, {possible} possible)", op.describe());
             return violation(Rule::Counters, op, what);
         }
-        floor = floor.max(n);
+        if counts || reads_are_monotonic {
+            floor = floor.max(n);
+        }
         acked += u64::from(counts);
     }
     Ok(())

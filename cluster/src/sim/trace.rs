@@ -56,6 +56,11 @@ impl Trace {
         self.entries.push_back((at, node, text()));
     }
 
+    /// The shard that alone is drawn.
+    pub fn only(&self) -> Option<u16> {
+        self.only
+    }
+
     /// A line per event, a column per node, time downwards.
     pub fn drawing(&self) -> String {
         let nodes = self.entries.iter().map(|(_, node, _)| *node + 1).filter(|&n| n < 100).max().unwrap_or(0);

@@ -41,6 +41,8 @@ const AUTHORITY: usize = usize::MAX;
 const LAST: usize = usize::MAX;
 /// How long after healing everything must work, in microseconds.
 const PATIENCE: u64 = 60_000_000;
+/// How long after that replicas must be equal: two rounds of repair, the first of which may meet the end of a fault.
+const REPAIRED: u64 = 130_000_000;
 const MS: u64 = 1000;
 
 #[derive(Debug)]
@@ -1051,7 +1053,7 @@ impl World {
             let waited = self.time - self.options.seconds * 1000 * MS - self.stats.settled;
             match self.differs() {
                 None => self.over = true,
-                Some(what) if waited > PATIENCE => self.violate(Rule::Convergence, what),
+                Some(what) if waited > REPAIRED => self.violate(Rule::Convergence, what),
                 Some(_) => self.push(500 * MS, What::Settled),
             }
             return;
@@ -1061,7 +1063,7 @@ impl World {
             self.over = true;
             return;
         }
-        let unrest = self.unrest().or_else(|| self.differs());
+        let unrest = self.unrest();
         match unrest {
             Some(why) if waited > PATIENCE => self.violate(Rule::Liveness, format!("a minute after healing, {why}")),
             Some(_) => self.push(500 * MS, What::Settled),
