@@ -35,6 +35,9 @@ pub(crate) enum Failure {
     /// The operating system refused something.
     #[error("{doing}: {source}")]
     Io { doing: String, source: io::Error },
+    /// What was to be shown is not so.
+    #[error("a promise was broken")]
+    Broken,
     /// The embedded engine failed.
     #[cfg(feature = "embedded")]
     #[error("the embedded node: {0}")]

@@ -9,6 +9,7 @@
 //! | `embed` | the engine inside this process, beside concurrent maps |
 //! | `scale` | the same over numbers of cores, with a fit of the scalability law |
 //! | `memory` | what an entry costs beyond its key and value |
+//! | `chaos` | nothing: it breaks clusters of real processes and checks what they promise |
 //!
 //! Each command is a module with its `Args` and a `run`; a new one adds a line to [`Command`] and one to [`main`].
 //! A run that gives no figure ends with a [`failure::Failure`] on standard error and exit code 1; one that was interrupted
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chaos;
 mod child;
 mod compare;
 mod data;
@@ -71,6 +73,7 @@ enum Command {
     Echo(echo::Args),
     Compare(compare::Args),
     Growth(growth::Args),
+    Chaos(chaos::Args),
     #[cfg(feature = "embedded")]
     Embed(embed::Args),
     #[cfg(feature = "embedded")]
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Echo(args) => echo::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Growth(args) => growth::run(args),
+        Command::Chaos(args) => chaos::run(args),
         #[cfg(feature = "embedded")]
         Command::Embed(args) => embed::run(args),
         #[cfg(feature = "embedded")]

@@ -1,0 +1,178 @@
+//! `gridkv-bench chaos kill`: nodes die one at a time and come back empty, under load.
+//!
+//! ```text
+//!   whole ── kill -9 ──▶ every survivor sees it gone ──▶ start again, same directory ──▶ whole ── next
+//!            └──── detection ────┘                       └──── time to full copies ────┘
+//! ```
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::load::{Load, LoadArgs, Seen};
+use super::nodes::{NodeArgs, Nodes, loopback};
+use super::{Verdict, at_quantile, counts_in_words};
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::options::count;
+use crate::random::Random;
+
+/// How long a death may take to be seen before the run is given up, and copies to be whole again.
+const SEEN: Duration = Duration::from_secs(60);
+const WHOLE: Duration = Duration::from_secs(180);
+/// The bars.
+const DETECTION_P50: f64 = 3.2;
+const DETECTION_P99: f64 = 5.0;
+/// An operation's deadline, and a second.
+const LONGEST: f64 = 2.0;
+
+/// Nodes are killed one at a time and started again empty, under load
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Nodes
+    #[arg(long, default_value = "3", value_parser = count, value_name = "COUNT")]
+    nodes: usize,
+    /// Kills
+    #[arg(long, default_value = "40", value_parser = count, value_name = "COUNT")]
+    kills: usize,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    each: NodeArgs,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+struct Kill {
+    node: usize,
+    first: f64,
+    all: f64,
+    whole: f64,
+    seen: Seen,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if !(3..=9).contains(&args.nodes) {
+        return Err(Failure::Usage("--nodes: from 3, so that a quorum is left, to 9".into()));
+    }
+    let mut nodes = Nodes::new(&args.each, loopback(args.nodes))?;
+    let result = kills(&args, &mut nodes);
+    if !matches!(result, Ok(true)) {
+        nodes.keep_folder();
+        eprintln!("gridkv-bench: logs are kept in {}", nodes.folder().display());
+    }
+    super::end(result)
+}
+
+fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
+    nodes.found(args.nodes, WHOLE)?;
+    eprintln!("{} nodes, every shard has its copies", args.nodes);
+    let load = Load::start(&args.load, nodes.clients(), args.nodes);
+    let mut random = Random::new(args.load.seed, u64::MAX);
+    // A second without trouble, to have something to compare with.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut all = load.take();
+    eprintln!("before: {}", counts_in_words(&all));
+    let mut kills: Vec<Kill> = Vec::new();
+    for at in 0..args.kills {
+        if interrupt::requested() {
+            break;
+        }
+        let node = random.below(args.nodes as u64) as usize;
+        let (first, last) = detection(nodes, node)?;
+        let back = Instant::now();
+        let others = nodes.live();
+        nodes.start(node, &others)?;
+        nodes.wait_until_whole(WHOLE)?;
+        let whole = back.elapsed().as_secs_f64();
+        let seen = load.take();
+        eprintln!(
+            "kill {:>2}: node {node}, seen after {first:.2} s by one and {last:.2} s by all, whole {whole:.2} s after its \
+             restart, longest operation {:.2} s; {}",
+            at + 1,
+            seen.longest.as_secs_f64(),
+            counts_in_words(&seen)
+        );
+        all.add(&seen);
+        let broken = !seen.is_clean();
+        seen.told.iter().for_each(|told| eprintln!("  {told}"));
+        kills.push(Kill { node, first, all: last, whole, seen });
+        if broken {
+            break;
+        }
+    }
+    let (rested, rest) = load.stop();
+    all.add(&rest);
+    nodes.wait_until_whole(WHOLE)?;
+    let last = rested.check(&nodes.live());
+    Ok(tell(args, &kills, &all, &last))
+}
+
+/// Kills a node; how long until the first survivor and until all of them see it gone.
+fn detection(nodes: &mut Nodes, node: usize) -> Result<(f64, f64), Failure> {
+    let witness = (node + 1) % nodes.count();
+    let what = "does not know the node that is to be killed";
+    let (life, _) = nodes.wait(SEEN, witness, what, || nodes.life(witness, node))?;
+    nodes.kill(node);
+    let start = Instant::now();
+    let mut left = nodes.live();
+    let (mut first, what) = (None, format!("does not see that node {node} is gone"));
+    while let Some(&asked) = left.first() {
+        nodes.wait(SEEN, asked, &what, || {
+            left.retain(|&at| nodes.life(at, node).is_none_or(|(no, alive)| no == life && alive));
+            if left.len() < nodes.count() - 1 {
+                first.get_or_insert(start.elapsed());
+            }
+            left.is_empty().then_some(())
+        })?;
+    }
+    Ok((first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64()))
+}
+
+fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
+    let sorted = |of: fn(&Kill) -> f64| {
+        let mut figures: Vec<f64> = kills.iter().map(of).collect();
+        figures.sort_by(f64::total_cmp);
+        figures
+    };
+    let (first, detected, whole) = (sorted(|kill| kill.first), sorted(|kill| kill.all), sorted(|kill| kill.whole));
+    let longest = sorted(|kill| kill.seen.longest.as_secs_f64());
+    let mut verdict = Verdict::default();
+    verdict.check("kills made", kills.len() == args.kills, format!("{} of {}", kills.len(), args.kills));
+    verdict.clean(all, last);
+    let (p50, p99) = (at_quantile(&detected, 0.5), at_quantile(&detected, 0.99));
+    verdict.check("detection p50", p50 <= DETECTION_P50, format!("{p50:.2} s of {DETECTION_P50} s"));
+    verdict.check("detection p99", p99 <= DETECTION_P99, format!("{p99:.2} s of {DETECTION_P99} s"));
+    let most = at_quantile(&longest, 1.0);
+    verdict.check("longest operation", most <= LONGEST, format!("{most:.2} s of {LONGEST} s"));
+    if args.json {
+        let of = |figures: &[f64]| {
+            let at = |quantile| at_quantile(figures, quantile);
+            json!({"p50": at(0.5), "p99": at(0.99), "max": at(1.0)})
+        };
+        let each = kills.iter().map(|kill| {
+            json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
+                   "longest_s": kill.seen.longest.as_secs_f64(), "counts": kill.seen.total(), "errors": kill.seen.errors})
+        });
+        let report = json!({
+            "nodes": args.nodes, "kills": each.collect::<Vec<_>>(), "detected_first_s": of(&first),
+            "detected_s": of(&detected), "whole_s": of(&whole), "longest_s": of(&longest), "total": all.total(),
+            "errors": all.errors, "examples": all.examples, "bars": verdict.json(),
+        });
+        println!("{report:#}");
+    } else {
+        let of = |name: &str, figures: &[f64]| {
+            let at = |quantile| at_quantile(figures, quantile);
+            println!("{name:<28} p50 {:.2} s, p99 {:.2} s, max {:.2} s", at(0.5), at(0.99), at(1.0));
+        };
+        of("seen by the first survivor", &first);
+        of("seen by all survivors", &detected);
+        of("whole after the restart", &whole);
+        of("longest operation", &longest);
+        println!("all: {}", counts_in_words(all));
+        all.examples.values().for_each(|example| println!("  {example}"));
+        print!("{verdict}");
+    }
+    verdict.is_good()
+}

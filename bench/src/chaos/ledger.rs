@@ -1,0 +1,168 @@
+//! What may be found under one key, from what its only writer was told.
+//!
+//! ```text
+//!   acknowledged   it is the floor: nothing older may be found from now on
+//!   unknown        it may be found, now or later, until a later write is acknowledged or a later one was found
+//!   refused        it may never be found
+//!   found          it is the floor from now on: quorum reads do not go back
+//! ```
+//!
+//! Each write of a key has the next number, deletions too; a value says its number. Not here: who asks, and whom.
+
+/// A write by its number: what it leaves under the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Write {
+    number: u64,
+    deletes: bool,
+}
+
+/// How a write ended for its writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Acknowledged,
+    /// Neither acknowledged nor refused, or the connection ended.
+    Unknown,
+    Refused,
+}
+
+/// What a read contradicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contradiction {
+    /// Older than what was acknowledged or read before, or gone: an acknowledged write is lost.
+    Lost,
+    /// The value of before a deletion that was acknowledged.
+    Resurrected,
+    /// A write that was refused, or that nobody made.
+    Unmade,
+}
+
+/// One key.
+#[derive(Clone, Debug)]
+pub(super) struct Ledger {
+    last: u64,
+    floor: Write,
+    /// After the floor, in order.
+    unknown: Vec<Write>,
+}
+
+impl Ledger {
+    /// A key that was never written.
+    pub(super) fn new() -> Ledger {
+        Ledger { last: 0, floor: Write { number: 0, deletes: true }, unknown: Vec::new() }
+    }
+
+    /// The number of the next write.
+    pub(super) fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Notes how the write `number` ended.
+    pub(super) fn ended(&mut self, number: u64, deletes: bool, ending: Ending) {
+        let write = Write { number, deletes };
+        match ending {
+            Ending::Acknowledged => {
+                self.floor = write;
+                self.unknown.retain(|other| other.number > number);
+            }
+            Ending::Unknown => self.unknown.push(write),
+            Ending::Refused => {}
+        }
+    }
+
+    /// Notes what a quorum read found: the number of a value, or none.
+    pub(super) fn found(&mut self, found: Option<u64>) -> Result<(), Contradiction> {
+        let is_it = |write: &Write| match found {
+            Some(number) => !write.deletes && write.number == number,
+            None => write.deletes,
+        };
+        if is_it(&self.floor) {
+            return Ok(());
+        }
+        if let Some(at) = self.unknown.iter().position(is_it) {
+            // Of several deletions the earliest: what is not known for sure is not held against anybody.
+            self.floor = self.unknown[at];
+            self.unknown.drain(..=at);
+            return Ok(());
+        }
+        Err(match found {
+            Some(number) if number > self.floor.number => Contradiction::Unmade,
+            Some(_) if self.floor.deletes => Contradiction::Resurrected,
+            _ => Contradiction::Lost,
+        })
+    }
+
+    /// For people: what may be found.
+    pub(super) fn expected(&self) -> String {
+        let word = |write: &Write| match write {
+            Write { number: 0, .. } => "nothing".to_owned(),
+            Write { number, deletes: true } => format!("nothing (deletion {number})"),
+            Write { number, .. } => format!("{number}"),
+        };
+        let mut text = word(&self.floor);
+        for write in &self.unknown {
+            text += &format!(" or {}", word(write));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(endings: &[(bool, Ending)]) -> Ledger {
+        let mut ledger = Ledger::new();
+        for &(deletes, ending) in endings {
+            let number = ledger.next();
+            ledger.ended(number, deletes, ending);
+        }
+        ledger
+    }
+
+    const SET: bool = false;
+    const DELETE: bool = true;
+
+    #[test]
+    fn nothing_older_than_what_was_acknowledged_is_found() {
+        let mut ledger = written(&[(SET, Ending::Acknowledged), (SET, Ending::Acknowledged)]);
+        assert_eq!(ledger.found(Some(2)), Ok(()));
+        assert_eq!(ledger.found(Some(1)), Err(Contradiction::Lost));
+        assert_eq!(ledger.found(None), Err(Contradiction::Lost));
+        assert_eq!(ledger.found(Some(3)), Err(Contradiction::Unmade));
+    }
+
+    #[test]
+    fn an_unknown_write_is_found_or_not_but_never_taken_back() {
+        let endings = [(SET, Ending::Acknowledged), (SET, Ending::Unknown), (SET, Ending::Unknown)];
+        let mut ledger = written(&endings);
+        assert_eq!(ledger.found(Some(1)), Ok(()));
+        assert_eq!(ledger.found(Some(2)), Ok(()));
+        assert_eq!(ledger.found(Some(1)), Err(Contradiction::Lost));
+        assert_eq!(ledger.found(Some(3)), Ok(()), "it may come later");
+        assert_eq!(ledger.found(Some(2)), Err(Contradiction::Lost));
+        let mut ledger = written(&[(SET, Ending::Unknown), (SET, Ending::Acknowledged)]);
+        assert_eq!(ledger.found(Some(1)), Err(Contradiction::Lost), "a later one was acknowledged");
+        assert_eq!(ledger.found(Some(2)), Ok(()));
+    }
+
+    #[test]
+    fn what_was_deleted_stays_deleted() {
+        let mut ledger = written(&[(SET, Ending::Acknowledged), (DELETE, Ending::Acknowledged)]);
+        assert_eq!(ledger.found(None), Ok(()));
+        assert_eq!(ledger.found(Some(1)), Err(Contradiction::Resurrected));
+        let mut ledger = written(&[(SET, Ending::Acknowledged), (DELETE, Ending::Unknown)]);
+        assert_eq!(ledger.found(Some(1)), Ok(()));
+        assert_eq!(ledger.found(None), Ok(()));
+        assert_eq!(ledger.found(Some(1)), Err(Contradiction::Resurrected), "its deletion was seen");
+    }
+
+    #[test]
+    fn a_refused_write_is_never_found() {
+        let mut ledger = written(&[(SET, Ending::Acknowledged), (SET, Ending::Refused)]);
+        assert_eq!(ledger.found(Some(1)), Ok(()));
+        assert_eq!(ledger.found(Some(2)), Err(Contradiction::Unmade));
+        assert_eq!(Ledger::new().found(None), Ok(()));
+        assert_eq!(Ledger::new().found(Some(1)), Err(Contradiction::Unmade));
+    }
+}

@@ -1,0 +1,70 @@
+//! One connection of a client that waits for each reply: small, blocking, with a deadline for everything.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::replies::{Replies, Reply};
+use crate::requests::Protocol;
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_millis(500);
+
+/// What a server answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// OK, a number, or anything else without a body.
+    Done,
+    Value(Vec<u8>),
+    Nothing,
+    Error(String),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: TcpStream,
+    replies: Replies,
+    request: Vec<u8>,
+}
+
+impl Link {
+    /// Connects; each reply may take `patience`.
+    pub(super) fn connect(addr: SocketAddr, patience: Duration) -> io::Result<Link> {
+        let stream = TcpStream::connect_timeout(&addr, CONNECT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(Link { stream, replies: Replies::new(Protocol::Resp, true), request: Vec::new() })
+    }
+
+    /// Sends a command and waits for its reply. After an error the connection is of no more use.
+    pub(super) fn call(&mut self, words: &[&[u8]]) -> io::Result<Answer> {
+        self.request.clear();
+        write!(self.request, "*{}\r\n", words.len())?;
+        for word in words {
+            write!(self.request, "${}\r\n", word.len())?;
+            self.request.extend_from_slice(word);
+            self.request.extend_from_slice(b"\r\n");
+        }
+        self.stream.write_all(&self.request)?;
+        let mut bytes = [0; 16 << 10];
+        let mut answer = None;
+        while answer.is_none() {
+            let len = self.stream.read(&mut bytes)?;
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut take = |reply: Reply<'_>| {
+                answer = Some(match reply {
+                    Reply::Simple | Reply::Integer | Reply::Aggregate | Reply::Scalar => Answer::Done,
+                    Reply::Bulk(body) => Answer::Value(body.to_vec()),
+                    Reply::Nil => Answer::Nothing,
+                    Reply::Error(text) => Answer::Error(String::from_utf8_lossy(text).into_owned()),
+                });
+            };
+            self.replies.feed(&bytes[..len], &mut take).map_err(|malformed| io::Error::other(malformed.0))?;
+        }
+        Ok(answer.expect("the loop ends with one"))
+    }
+}

@@ -1,0 +1,472 @@
+//! Clients that write, read and delete at quorum on all nodes, each on keys of its own, and note what they were told.
+//!
+//! A client is a thread with a connection to each node; every operation goes to a node drawn by chance, until one is
+//! found that takes connections. It is sequential, so of each of its keys it knows what a read may find
+//! ([`super::ledger`]). What counts is split by node, so that one side of a partition can be told from the other.
+//!
+//! [`Load::check`] reads every key from every node at the end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::ledger::{Contradiction, Ending, Ledger};
+use super::link::{Answer, Link};
+use crate::options::count;
+use crate::random::Random;
+use crate::units;
+
+/// How long a client waits for a reply before it takes the connection for dead: far more than an operation may take.
+const REPLY_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a node that takes no connection is left alone.
+const AWAY: Duration = Duration::from_millis(50);
+/// Contradictions that are told in words.
+const TOLD: usize = 20;
+/// How long one key may be refused in the last check.
+const CHECK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What clients do.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct LoadArgs {
+    /// Clients, a thread each
+    #[arg(long, default_value = "4", value_parser = count, value_name = "COUNT", help_heading = "Load")]
+    clients: usize,
+    /// Keys of each client
+    #[arg(long, default_value = "500", value_parser = count, value_name = "COUNT", help_heading = "Load")]
+    keys: usize,
+    /// Operations per second, all clients together; 0 is as many as go
+    #[arg(long, default_value = "2000", value_parser = units::number, value_name = "RATE", help_heading = "Load")]
+    rate: u64,
+    /// Bytes of a value
+    #[arg(long, default_value = "100", value_parser = count, value_name = "BYTES", help_heading = "Load")]
+    value_size: usize,
+    /// Seed of what is drawn by chance
+    #[arg(long, default_value = "1", value_name = "NUMBER", help_heading = "Load")]
+    pub(super) seed: u64,
+}
+
+/// What became of operations at one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Counts {
+    pub(super) writes: u64,
+    pub(super) deletes: u64,
+    pub(super) reads: u64,
+    pub(super) refused: u64,
+    pub(super) unknown: u64,
+    /// The connection ended, or nothing came for longer than any operation may take.
+    pub(super) cut: u64,
+}
+
+impl Counts {
+    pub(super) fn done(&self) -> u64 {
+        self.writes + self.deletes + self.reads
+    }
+
+    pub(super) fn add(&mut self, other: &Counts) {
+        self.writes += other.writes;
+        self.deletes += other.deletes;
+        self.reads += other.reads;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        self.cut += other.cut;
+    }
+}
+
+/// What clients saw since they were last asked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// By node.
+    pub(super) counts: Vec<Counts>,
+    /// Errors by their first word.
+    pub(super) errors: BTreeMap<String, u64>,
+    /// An example of each.
+    pub(super) examples: BTreeMap<String, String>,
+    /// The longest operation.
+    pub(super) longest: Duration,
+    /// Reads that contradict what was acknowledged, by kind.
+    pub(super) lost: u64,
+    pub(super) resurrected: u64,
+    pub(super) unmade: u64,
+    /// Some of them in words.
+    pub(super) told: Vec<String>,
+}
+
+impl Seen {
+    fn new(nodes: usize) -> Seen {
+        Seen { counts: vec![Counts::default(); nodes], ..Seen::default() }
+    }
+
+    /// All nodes together.
+    pub(super) fn total(&self) -> Counts {
+        let mut total = Counts::default();
+        self.counts.iter().for_each(|counts| total.add(counts));
+        total
+    }
+
+    /// Whether nothing was contradicted.
+    pub(super) fn is_clean(&self) -> bool {
+        self.lost + self.resurrected + self.unmade == 0
+    }
+
+    pub(super) fn add(&mut self, other: &Seen) {
+        self.counts.resize(self.counts.len().max(other.counts.len()), Counts::default());
+        self.counts.iter_mut().zip(&other.counts).for_each(|(mine, theirs)| mine.add(theirs));
+        other.errors.iter().for_each(|(kind, count)| *self.errors.entry(kind.clone()).or_default() += count);
+        for (kind, example) in &other.examples {
+            self.examples.entry(kind.clone()).or_insert_with(|| example.clone());
+        }
+        self.longest = self.longest.max(other.longest);
+        self.lost += other.lost;
+        self.resurrected += other.resurrected;
+        self.unmade += other.unmade;
+        let room = TOLD.saturating_sub(self.told.len());
+        self.told.extend(other.told.iter().take(room).cloned());
+    }
+
+    fn error(&mut self, text: &str) {
+        let kind = text.split_whitespace().next().unwrap_or("?").to_owned();
+        self.examples.entry(kind.clone()).or_insert_with(|| text.to_owned());
+        *self.errors.entry(kind).or_default() += 1;
+    }
+
+    fn contradicted(&mut self, what: Contradiction, told: impl FnOnce() -> String) {
+        match what {
+            Contradiction::Lost => self.lost += 1,
+            Contradiction::Resurrected => self.resurrected += 1,
+            Contradiction::Unmade => self.unmade += 1,
+        }
+        if self.told.len() < TOLD {
+            self.told.push(format!("{what:?}: {}", told()));
+        }
+    }
+
+    /// `CLUSTERDOWN 12, UNKNOWN 3`.
+    pub(super) fn errors_in_words(&self) -> String {
+        let words: Vec<String> = self.errors.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        if words.is_empty() { "none".into() } else { words.join(", ") }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    addresses: Vec<SocketAddr>,
+    /// How many of them are in use: the first ones.
+    used: AtomicU64,
+    stop: AtomicBool,
+    start: Instant,
+    seen: Vec<Mutex<Seen>>,
+}
+
+/// Clients that run.
+#[derive(Debug)]
+pub(super) struct Load {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Client>>,
+}
+
+/// Clients that have stopped.
+#[derive(Debug)]
+pub(super) struct Rested {
+    clients: Vec<Client>,
+    nodes: usize,
+}
+
+impl Load {
+    /// Starts clients on the first `used` of the nodes.
+    pub(super) fn start(args: &LoadArgs, addresses: Vec<SocketAddr>, used: usize) -> Load {
+        let seen = (0..args.clients).map(|_| Mutex::new(Seen::new(addresses.len()))).collect();
+        let (used, stop) = (AtomicU64::new(used as u64), AtomicBool::new(false));
+        let shared = Arc::new(Shared { addresses, used, stop, start: Instant::now(), seen });
+        let spawn = |number: usize| {
+            let mut client = Client::new(number, args, shared.clone());
+            std::thread::spawn(move || {
+                client.run();
+                client
+            })
+        };
+        let threads = (0..args.clients).map(spawn).collect();
+        Load { shared, threads }
+    }
+
+    /// Uses the first `used` of the nodes from now on.
+    pub(super) fn use_nodes(&self, used: usize) {
+        self.shared.used.store(used as u64, Ordering::Relaxed);
+    }
+
+    /// What was seen since this was last asked.
+    pub(super) fn take(&self) -> Seen {
+        let nodes = self.shared.addresses.len();
+        let mut all = Seen::new(nodes);
+        for seen in &self.shared.seen {
+            let seen = std::mem::replace(&mut *seen.lock().expect("no client panics"), Seen::new(nodes));
+            all.add(&seen);
+        }
+        all
+    }
+
+    /// Stops the clients.
+    pub(super) fn stop(mut self) -> (Rested, Seen) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let threads = std::mem::take(&mut self.threads);
+        let clients = threads.into_iter().map(|thread| thread.join().expect("no client panics")).collect();
+        (Rested { clients, nodes: self.shared.addresses.len() }, self.take())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Rested {
+    /// Reads every key from each of `nodes`, in parallel. Errors are tried again for a while; a key that still cannot be
+    /// read counts as lost.
+    pub(super) fn check(self, nodes: &[usize]) -> Seen {
+        let check = |mut client: Client| {
+            std::thread::spawn({
+                let nodes = nodes.to_vec();
+                move || client.check(&nodes)
+            })
+        };
+        let threads: Vec<_> = self.clients.into_iter().map(check).collect();
+        let mut all = Seen::new(self.nodes);
+        threads.into_iter().for_each(|thread| all.add(&thread.join().expect("no client panics")));
+        all
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    number: usize,
+    shared: Arc<Shared>,
+    random: Random,
+    keys: Vec<Ledger>,
+    links: Vec<Option<Link>>,
+    away_until: Vec<Instant>,
+    gap: Option<Duration>,
+    value_size: usize,
+}
+
+enum Op {
+    Read,
+    Write,
+    Delete,
+}
+
+impl Client {
+    fn new(number: usize, args: &LoadArgs, shared: Arc<Shared>) -> Client {
+        let nodes = shared.addresses.len();
+        let gap = (args.rate > 0).then(|| Duration::from_secs_f64(args.clients as f64 / args.rate as f64));
+        Client {
+            number,
+            random: Random::new(args.seed, number as u64),
+            keys: vec![Ledger::new(); args.keys],
+            links: (0..nodes).map(|_| None).collect(),
+            away_until: vec![shared.start; nodes],
+            gap,
+            value_size: args.value_size,
+            shared,
+        }
+    }
+
+    fn key(&self, key: usize) -> Vec<u8> {
+        format!("chaos:{}:{key}", self.number).into_bytes()
+    }
+
+    fn run(&mut self) {
+        let mut due = Instant::now();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            if let Some(gap) = self.gap {
+                due += gap;
+                let now = Instant::now();
+                match due.checked_duration_since(now) {
+                    Some(early) => std::thread::sleep(early),
+                    // What could not be done in time is not made up for.
+                    None if now - due > Duration::from_millis(100) => due = now,
+                    None => {}
+                }
+            }
+            let used = self.shared.used.load(Ordering::Relaxed);
+            let node = self.random.below(used) as usize;
+            if !self.is_linked(node) {
+                continue;
+            }
+            let key = self.random.below(self.keys.len() as u64) as usize;
+            let op = match self.random.below(20) {
+                0..10 => Op::Read,
+                10..19 => Op::Write,
+                _ => Op::Delete,
+            };
+            self.operate(node, key, &op);
+        }
+    }
+
+    /// Whether there is a connection to a node, now at the latest.
+    fn is_linked(&mut self, node: usize) -> bool {
+        if self.links[node].is_some() {
+            return true;
+        }
+        let now = Instant::now();
+        if now < self.away_until[node] {
+            return false;
+        }
+        self.links[node] = Link::connect(self.shared.addresses[node], REPLY_PATIENCE).ok();
+        if self.links[node].is_none() {
+            self.away_until[node] = Instant::now() + AWAY;
+        }
+        self.links[node].is_some()
+    }
+
+    fn operate(&mut self, node: usize, key: usize, op: &Op) {
+        let name = self.key(key);
+        let Some(link) = &mut self.links[node] else { return };
+        let number = if matches!(op, Op::Read) { 0 } else { self.keys[key].next() };
+        let start = Instant::now();
+        let answer = match op {
+            Op::Read => link.call(&[b"GET", &name]),
+            Op::Write => link.call(&[b"SET", &name, &value(number, self.value_size)]),
+            Op::Delete => link.call(&[b"DEL", &name]),
+        };
+        let took = start.elapsed();
+        if answer.is_err() {
+            self.links[node] = None;
+        }
+        let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
+        seen.longest = seen.longest.max(took);
+        let ledger = &mut self.keys[key];
+        let ending = match &answer {
+            Ok(Answer::Error(text)) => {
+                let is_unknown = text.starts_with("UNKNOWN");
+                let counts = &mut seen.counts[node];
+                *if is_unknown { &mut counts.unknown } else { &mut counts.refused } += 1;
+                seen.error(text);
+                if is_unknown { Ending::Unknown } else { Ending::Refused }
+            }
+            Ok(_) => Ending::Acknowledged,
+            Err(error) => {
+                seen.counts[node].cut += 1;
+                let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                seen.error(if silent { "(silence)" } else { "(disconnected)" });
+                Ending::Unknown
+            }
+        };
+        match op {
+            Op::Read => {
+                if ending == Ending::Acknowledged {
+                    seen.counts[node].reads += 1;
+                    let found = found(answer.expect("it was answered"));
+                    let result = found.map_or(Err(Contradiction::Unmade), |found| ledger.found(found));
+                    if let Err(what) = result {
+                        seen.contradicted(what, || told(&name, node, found, ledger));
+                    }
+                }
+            }
+            Op::Write | Op::Delete => {
+                let deletes = matches!(op, Op::Delete);
+                ledger.ended(number, deletes, ending);
+                if ending == Ending::Acknowledged {
+                    *if deletes { &mut seen.counts[node].deletes } else { &mut seen.counts[node].writes } += 1;
+                }
+            }
+        }
+    }
+
+    fn check(&mut self, nodes: &[usize]) -> Seen {
+        let mut seen = Seen::new(self.shared.addresses.len());
+        for &node in nodes {
+            for key in 0..self.keys.len() {
+                let name = self.key(key);
+                let deadline = Instant::now() + CHECK_PATIENCE;
+                let answer = loop {
+                    let answer = match self.is_linked(node) {
+                        true => self.links[node].as_mut().map(|link| link.call(&[b"GET", &name])),
+                        false => None,
+                    };
+                    match answer {
+                        Some(Ok(Answer::Error(text))) => seen.error(&text),
+                        Some(Ok(answer)) => break Some(answer),
+                        Some(Err(_)) => self.links[node] = None,
+                        None => {}
+                    }
+                    if Instant::now() > deadline {
+                        break None;
+                    }
+                    std::thread::sleep(AWAY);
+                };
+                let ledger = &mut self.keys[key];
+                let found = answer.and_then(found);
+                match found {
+                    Some(number) => {
+                        seen.counts[node].reads += 1;
+                        if let Err(what) = ledger.found(number) {
+                            seen.contradicted(what, || told(&name, node, found, ledger));
+                        }
+                    }
+                    None => seen.contradicted(Contradiction::Lost, || told(&name, node, None, ledger)),
+                }
+            }
+        }
+        seen
+    }
+}
+
+/// A value that says its number.
+fn value(number: u64, size: usize) -> Vec<u8> {
+    let mut value = format!("{number} ").into_bytes();
+    value.resize(value.len().max(size), b'x');
+    value
+}
+
+/// The number of a value that was found, if any; nothing when it is not one of ours.
+fn found(answer: Answer) -> Option<Option<u64>> {
+    match answer {
+        Answer::Nothing => Some(None),
+        Answer::Value(bytes) => {
+            let digits = bytes.split(|&byte| byte == b' ').next()?;
+            Some(Some(std::str::from_utf8(digits).ok()?.parse().ok()?))
+        }
+        Answer::Done | Answer::Error(_) => None,
+    }
+}
+
+fn told(key: &[u8], node: usize, found: Option<Option<u64>>, ledger: &Ledger) -> String {
+    let found = match found {
+        Some(Some(number)) => number.to_string(),
+        Some(None) => "nothing".into(),
+        None => "no answer, or a strange one".into(),
+    };
+    format!("{} at node {node}: {found} instead of {}", String::from_utf8_lossy(key), ledger.expected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_say_their_number() {
+        let read = |bytes: Vec<u8>| found(Answer::Value(bytes));
+        assert_eq!(value(7, 10), b"7 xxxxxxxx");
+        assert_eq!(read(value(7, 10)), Some(Some(7)));
+        assert_eq!(read(value(1234, 1)), Some(Some(1234)));
+        assert_eq!(read(b"".to_vec()), None);
+        assert_eq!(found(Answer::Nothing), Some(None));
+    }
+
+    #[test]
+    fn errors_are_counted_by_their_first_word() {
+        let mut seen = Seen::new(2);
+        seen.error("CLUSTERDOWN too few");
+        seen.error("CLUSTERDOWN too few of others");
+        let mut all = Seen::new(2);
+        all.add(&seen);
+        all.add(&seen);
+        assert_eq!(all.errors_in_words(), "CLUSTERDOWN 4");
+        assert_eq!(all.examples["CLUSTERDOWN"], "CLUSTERDOWN too few");
+        assert!(all.is_clean());
+    }
+}

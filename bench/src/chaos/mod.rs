@@ -1,0 +1,128 @@
+//! `gridkv-bench chaos`: clusters of real processes under load while something happens to them.
+//!
+//! | command | what happens |
+//! |---|---|
+//! | `kill` | nodes die one at a time and come back empty |
+//!
+//! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that. Each command ends with a
+//! [`Verdict`]: what was promised, and whether it was kept; the exit code is 1 where it was not.
+
+mod kill;
+mod ledger;
+mod link;
+mod load;
+mod nodes;
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use self::load::Seen;
+use crate::failure::Failure;
+
+/// Real processes under load while something happens to them
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum What {
+    Kill(kill::Args),
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    match args.what {
+        What::Kill(args) => kill::run(args),
+    }
+}
+
+/// What was promised, and whether it was kept.
+#[derive(Clone, Debug, Default)]
+struct Verdict {
+    bars: Vec<(&'static str, bool, String)>,
+    told: Vec<String>,
+}
+
+impl Verdict {
+    fn check(&mut self, name: &'static str, good: bool, figure: String) {
+        self.bars.push((name, good, figure));
+    }
+
+    /// No read contradicted what was acknowledged: `all` while the load ran, `last` when every key was read at the end.
+    fn clean(&mut self, all: &Seen, last: &Seen) {
+        let figure = |of: fn(&Seen) -> u64| format!("{} while it ran, {} at the end", of(all), of(last));
+        self.check("lost writes", all.lost + last.lost == 0, figure(|seen| seen.lost));
+        let resurrected = all.resurrected + last.resurrected;
+        self.check("deletions undone", resurrected == 0, figure(|seen| seen.resurrected));
+        self.check("refused writes found", all.unmade + last.unmade == 0, figure(|seen| seen.unmade));
+        self.check("acknowledged", all.total().done() > 0, format!("{}", all.total().done()));
+        self.told = last.told.clone();
+    }
+
+    fn is_good(&self) -> bool {
+        self.bars.iter().all(|(_, good, _)| *good)
+    }
+
+    fn json(&self) -> Value {
+        self.bars.iter().map(|(name, good, figure)| json!({"bar": name, "kept": good, "figure": figure})).collect()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, good, figure) in &self.bars {
+            writeln!(f, "{} {name:<22} {figure}", if *good { "kept  " } else { "BROKEN" })?;
+        }
+        self.told.iter().try_for_each(|told| writeln!(f, "  {told}"))
+    }
+}
+
+/// How a command ends: whether all that was promised was kept.
+fn end(result: Result<bool, Failure>) -> Result<(), Failure> {
+    if result? { Ok(()) } else { Err(Failure::Broken) }
+}
+
+/// The figure below which the share `quantile` of sorted figures lies; 0 for none.
+fn at_quantile(sorted: &[f64], quantile: f64) -> f64 {
+    let at = (sorted.len() as f64 * quantile).ceil() as usize;
+    sorted.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+fn counts_in_words(seen: &Seen) -> String {
+    let total = seen.total();
+    format!(
+        "{} writes, {} deletions, {} reads; errors: {}",
+        total.writes,
+        total.deletes,
+        total.reads,
+        seen.errors_in_words()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_few_figures() {
+        let figures: Vec<f64> = (1..=40).map(f64::from).collect();
+        assert_eq!(
+            (at_quantile(&figures, 0.5), at_quantile(&figures, 0.99), at_quantile(&figures, 1.0)),
+            (20.0, 40.0, 40.0)
+        );
+        assert_eq!(at_quantile(&[], 0.5), 0.0);
+        assert_eq!(at_quantile(&[3.0], 0.0), 3.0);
+    }
+
+    #[test]
+    fn one_broken_bar_is_enough() {
+        let mut verdict = Verdict::default();
+        verdict.check("a", true, "1".into());
+        assert!(verdict.is_good());
+        verdict.check("b", false, "2".into());
+        assert!(!verdict.is_good());
+        assert!(end(Ok(verdict.is_good())).is_err());
+    }
+}

@@ -1,0 +1,331 @@
+//! Nodes of one cluster as processes: started, killed, started again, asked what they see.
+//!
+//! - Each has a directory below one folder, which holds its log too, and fixed ports outside of those that the kernel gives
+//!   to clients, so that a killed node finds its ports free.
+//! - All are killed when [`Nodes`] is dropped, by a panic too; when this process is killed outright, by the kernel (where
+//!   `setpriv` is installed).
+//! - Every wait has a deadline, and ends early when somebody presses Ctrl-C.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::link::{Answer, Link};
+use crate::child::{find, ours};
+use crate::failure::Failure;
+use crate::interrupt;
+
+/// Where the ports of nodes begin: for clients, for peers.
+const CLIENT_PORTS: u16 = 7010;
+const PEER_PORTS: u16 = 7110;
+/// How long a node may take until it answers, and one question.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How much of a log is shown.
+const TAIL: u64 = 2000;
+
+/// Where a node runs.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// What stands before its command line.
+    pub(super) before: Vec<String>,
+    pub(super) client: SocketAddr,
+    pub(super) peer: SocketAddr,
+}
+
+/// Places on the loopback device, on an address that only this process uses.
+pub(super) fn loopback(count: usize) -> Vec<Place> {
+    let pid = std::process::id();
+    let ip = Ipv4Addr::new(127, 1 + (pid >> 16 & 0x3f) as u8, (pid >> 8) as u8, pid as u8);
+    let place = |at: usize| Place {
+        before: Vec::new(),
+        client: SocketAddr::from((ip, CLIENT_PORTS + at as u16)),
+        peer: SocketAddr::from((ip, PEER_PORTS + at as u16)),
+    };
+    (0..count).map(place).collect()
+}
+
+/// What all nodes have in common.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct NodeArgs {
+    /// Our node's program
+    #[arg(long, value_name = "PATH", help_heading = "Nodes")]
+    node: Option<PathBuf>,
+    /// Where the nodes' directories and logs lie; they are removed at the end unless something went wrong
+    #[arg(long, value_name = "PATH", help_heading = "Nodes")]
+    folder: Option<PathBuf>,
+    /// What the nodes write into their logs
+    #[arg(long, default_value = "info", value_name = "LEVEL", help_heading = "Nodes")]
+    log_level: String,
+    /// Shards of the cluster
+    #[arg(long, default_value = "256", value_name = "COUNT", help_heading = "Nodes")]
+    shards: u32,
+}
+
+/// What a node says about its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Health {
+    pub(super) present: u64,
+    pub(super) alive: u64,
+    pub(super) degraded: u64,
+    pub(super) filling: u64,
+    pub(super) moving: u64,
+    pub(super) isolated: bool,
+    pub(super) cluster: u64,
+    pub(super) epoch: u64,
+}
+
+impl Health {
+    /// Whether every shard has all its copies, on `count` nodes that can all be reached.
+    pub(super) fn is_whole(&self, count: usize) -> bool {
+        let count = count as u64;
+        (self.present, self.alive) == (count, count)
+            && self.degraded + self.filling + self.moving == 0
+            && !self.isolated
+    }
+}
+
+/// The processes.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    args: NodeArgs,
+    program: PathBuf,
+    folder: PathBuf,
+    places: Vec<Place>,
+    running: Vec<Option<Child>>,
+    keep: bool,
+}
+
+impl Nodes {
+    /// Prepares nodes at `places`; none runs yet.
+    pub(super) fn new(args: &NodeArgs, places: Vec<Place>) -> Result<Nodes, Failure> {
+        let program = ours(args.node.as_deref())?;
+        let unnamed = || std::env::temp_dir().join(format!("gridkv-chaos-{}", std::process::id()));
+        let folder = args.folder.clone().unwrap_or_else(unnamed);
+        fs::create_dir_all(&folder).map_err(Failure::io(format!("making {}", folder.display())))?;
+        let running = places.iter().map(|_| None).collect();
+        Ok(Nodes { args: args.clone(), program, folder, places, running, keep: false })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Where clients reach each node.
+    pub(super) fn clients(&self) -> Vec<SocketAddr> {
+        self.places.iter().map(|place| place.client).collect()
+    }
+
+    /// Keeps the directories and logs when this is dropped.
+    pub(super) fn keep_folder(&mut self) {
+        self.keep = true;
+    }
+
+    /// Where they are.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The numbers of those that run.
+    pub(super) fn live(&self) -> Vec<usize> {
+        (0..self.running.len()).filter(|&at| self.running[at].is_some()).collect()
+    }
+
+    /// Starts a node, with `seeds` to ask, and waits until it answers.
+    pub(super) fn start(&mut self, at: usize, seeds: &[usize]) -> Result<(), Failure> {
+        let place = &self.places[at];
+        let dir = self.folder.join(format!("node-{at}"));
+        fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
+        let log = self.log(at);
+        let said = File::options().create(true).append(true).open(&log);
+        let said = said.map_err(Failure::io(format!("opening {}", log.display())))?;
+        let twice = said.try_clone().map_err(Failure::io("sharing a node's log"))?;
+        let mut line: Vec<String> = Vec::new();
+        if let Ok(setpriv) = find("setpriv") {
+            line.push(setpriv.display().to_string());
+            line.extend(["--pdeathsig", "KILL", "--"].map(str::to_owned));
+        }
+        line.extend(place.before.iter().cloned());
+        line.push(self.program.display().to_string());
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
+        for (flag, value) in [
+            ("--listen", place.client.to_string()),
+            ("--http", "none".to_owned()),
+            ("--peer-listen", place.peer.to_string()),
+            ("--cores", format!("@{}", at % cpus)),
+            ("--shards", self.args.shards.to_string()),
+            ("--dir", dir.display().to_string()),
+            ("--log-level", self.args.log_level.clone()),
+        ] {
+            line.extend([flag.to_owned(), value]);
+        }
+        for &seed in seeds {
+            line.extend(["--seed".to_owned(), self.places[seed].peer.to_string()]);
+        }
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).stdin(Stdio::null()).stdout(said).stderr(twice).process_group(0);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GRIDKV_")) {
+            command.env_remove(name);
+        }
+        let child = command.spawn().map_err(|error| self.failed(at, &error.to_string()))?;
+        self.running[at] = Some(child);
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            if matches!(self.call(at, &[b"PING"]), Some(Answer::Done)) {
+                return Ok(());
+            }
+            if let Some(Ok(Some(status))) = self.running[at].as_mut().map(Child::try_wait) {
+                return Err(self.failed(at, &format!("ended at once ({status})")));
+            }
+            self.pause(deadline, at, "did not answer in time")?;
+        }
+    }
+
+    /// Founds a cluster of the nodes from the first to `count`, one after the other.
+    pub(super) fn found(&mut self, count: usize, patience: Duration) -> Result<(), Failure> {
+        for at in 0..count {
+            let seeds: &[usize] = if at == 0 { &[] } else { &[0] };
+            self.start(at, seeds)?;
+        }
+        self.wait_until_whole(patience).map(drop)
+    }
+
+    /// Ends a node as a crash would.
+    pub(super) fn kill(&mut self, at: usize) {
+        if let Some(mut child) = self.running[at].take() {
+            // It may be gone already; there is nobody left to tell.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Whether all that were started still run.
+    pub(super) fn check(&mut self) -> Result<(), Failure> {
+        for at in 0..self.running.len() {
+            if let Some(Ok(Some(status))) = self.running[at].as_mut().map(Child::try_wait) {
+                return Err(self.failed(at, &format!("ended by itself ({status})")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks one node something.
+    pub(super) fn call(&self, at: usize, words: &[&[u8]]) -> Option<Answer> {
+        Link::connect(self.places[at].client, ASK_PATIENCE).ok()?.call(words).ok()
+    }
+
+    /// Asks one node for `CLUSTER GRIDKV what`.
+    pub(super) fn ask(&self, at: usize, what: &str) -> Option<Value> {
+        match self.call(at, &[b"CLUSTER", b"GRIDKV", what.as_bytes()])? {
+            Answer::Value(body) => serde_json::from_slice(&body).ok(),
+            _ => None,
+        }
+    }
+
+    /// What a node sees.
+    pub(super) fn health(&self, at: usize) -> Option<Health> {
+        let status = self.ask(at, "STATUS")?;
+        Some(Health {
+            present: status["members"]["present"].as_u64()?,
+            alive: status["members"]["alive"].as_u64()?,
+            degraded: status["shards"]["degraded"].as_u64()?,
+            filling: status["shards"]["filling"].as_u64()?,
+            moving: status["shards"]["moving"].as_u64()?,
+            isolated: status["isolated"].as_bool()?,
+            cluster: u64::from_str_radix(status["cluster"].as_str()?, 16).ok()?,
+            epoch: status["epoch"].as_u64()?,
+        })
+    }
+
+    /// The number of a node's present life, as node `asked` sees it, and whether it can be reached.
+    pub(super) fn life(&self, asked: usize, of: usize) -> Option<(u64, bool)> {
+        let peer = self.places[of].peer.to_string();
+        let members = self.ask(asked, "MEMBERS")?;
+        let mut lives =
+            members.as_array()?.iter().filter(|member| member["peer"] == peer && member["standing"] != "lost");
+        let member = lives.next_back()?;
+        Some((member["no"].as_u64()?, member["alive"].as_bool()?))
+    }
+
+    /// Waits until every node that runs sees every shard with all its copies; returns how long it took.
+    pub(super) fn wait_until_whole(&mut self, patience: Duration) -> Result<Duration, Failure> {
+        let start = Instant::now();
+        let live = self.live();
+        for &at in &live {
+            loop {
+                let health = self.health(at);
+                if health.is_some_and(|health| health.is_whole(live.len())) {
+                    break;
+                }
+                self.check()?;
+                self.pause(start + patience, at, &format!("does not see a whole cluster; it says {health:?}"))?;
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Sleeps a little, unless it is time to give up with `what`.
+    fn pause(&self, deadline: Instant, at: usize, what: &str) -> Result<(), Failure> {
+        if interrupt::requested() {
+            return Err(Failure::Usage("interrupted".into()));
+        }
+        if Instant::now() > deadline {
+            return Err(self.failed(at, what));
+        }
+        std::thread::sleep(ASK_EVERY);
+        Ok(())
+    }
+
+    /// Waits until `condition` gives something; `what` is said about node `at` when it takes too long.
+    pub(super) fn wait<T>(
+        &self,
+        patience: Duration,
+        at: usize,
+        what: &str,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, Failure> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(value) = condition() {
+                return Ok(value);
+            }
+            self.pause(deadline, at, what)?;
+        }
+    }
+
+    fn log(&self, at: usize) -> PathBuf {
+        self.folder.join(format!("node-{at}.log"))
+    }
+
+    fn failed(&self, at: usize, what: &str) -> Failure {
+        let tail = || {
+            let mut log = File::open(self.log(at)).ok()?;
+            let len = log.seek(SeekFrom::End(0)).ok()?;
+            log.seek(SeekFrom::Start(len.saturating_sub(TAIL))).ok()?;
+            let mut bytes = Vec::new();
+            log.read_to_end(&mut bytes).ok()?;
+            Some(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+        };
+        let what = format!("{what}; the end of its log:\n{}", tail().unwrap_or_default());
+        Failure::Program { program: format!("node {at}"), what }
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for at in 0..self.running.len() {
+            self.kill(at);
+        }
+        if !self.keep && !std::thread::panicking() {
+            // What cannot be removed stays; the run itself is done.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
