@@ -332,8 +332,8 @@ fn write(mut directory: Directory, queue: &flume::Receiver<Job>, failed: &Atomic
         {
             failed.store(true, Ordering::Release);
             let path = directory.path.join(slot_name(Slot::of(directory.generation + 1)));
-            let hint = advice(&error);
-            tracing::error!(path = %path.display(), %error, hint, "cannot be written: this node does not vote any more, until it is started anew");
+            let (path, hint) = (path.display(), advice(&error));
+            tracing::error!(%path, %error, hint, "cannot be written: this node votes no more until it is started anew");
             return;
         }
         for done in waiting {
@@ -649,7 +649,8 @@ mod tests {
             opened.disk.voter(None, move || told.send(recover_in(&dir)).unwrap());
             thread::yield_now();
         }
-        assert_eq!(heard.recv().unwrap(), state(9));
+        drop(told);
+        assert_eq!(heard.recv(), Ok(state(9)));
     }
 
     #[test]
@@ -657,23 +658,31 @@ mod tests {
         let place = Place::new();
         let mut opened = place.open(1, 1).unwrap();
         write_states(&mut opened.disk, 1..=2);
-        // The next slot cannot be written, the one after could.
         fs::remove_file(place.file("voter.b")).unwrap();
         fs::create_dir(place.file("voter.b")).unwrap();
         let (told, heard) = flume::unbounded();
-        for counter in 3..=5 {
+        let ask = |disk: &mut DiskThread, counter: u64, new: bool| {
             let told = told.clone();
-            let new = (counter != 4).then(|| slots::encode_state(&state(counter)));
-            opened.disk.voter(new, move || told.send(counter).unwrap());
-        }
-        drop(told);
-        assert!(heard.recv().is_err(), "nobody is answered");
+            let new = new.then(|| slots::encode_state(&state(counter)));
+            disk.voter(new, move || told.send(counter).unwrap());
+        };
+        ask(&mut opened.disk, 3, true);
         while !opened.disk.failed() {
             thread::yield_now();
         }
+        // Although the disk is well again: nobody can say what it holds.
+        fs::remove_dir(place.file("voter.b")).unwrap();
+        fs::write(place.file("voter.b"), slots::encode_slot(1, &state(1))).unwrap();
+        ask(&mut opened.disk, 3, false);
+        ask(&mut opened.disk, 4, true);
         assert!(why(place.open(2, 2)).0.contains("is held by"), "a silent node still has its directory");
         drop(opened);
-        let (error, hint) = why(place.open(2, 2));
+        drop(told);
+        assert_eq!(heard.recv(), Err(flume::RecvError::Disconnected), "somebody was answered");
+        assert_eq!(place.open(2, 2).unwrap().remembered.voter, state(2));
+        fs::remove_file(place.file("voter.b")).unwrap();
+        fs::create_dir(place.file("voter.b")).unwrap();
+        let (error, hint) = why(place.open(3, 3));
         assert!(error.contains("voter.b") && hint.contains("remove it"), "{error} {hint}");
     }
 
