@@ -118,6 +118,7 @@ struct Sum {
     checked: u64,
     ended: [u64; 3],
     faults: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<&'static str, u64>,
     fewest: Option<u64>,
     repeated: u64,
     settled: Vec<u64>,
@@ -159,6 +160,7 @@ fn many(args: &Args, planted: Planted) -> usize {
     println!("events {}, messages {}, map changes {}", sum.events, sum.messages, sum.changes);
     let [done, failed, unknown] = sum.ended;
     println!("operations: {done} done, {failed} failed, {unknown} unknown; {} checked", sum.checked);
+    println!("failed because: {:?}", sum.failures);
     println!("faults: {:?}, at least {} in a run", sum.faults, sum.fewest.unwrap_or(0));
     let at = |part: usize| sum.settled.get(sum.settled.len() * part / 100).copied().unwrap_or(0) as f64 / 1e6;
     println!("from healing to rest: half {:.1} s, 99 % {:.1} s", at(50), at(99));
@@ -175,6 +177,7 @@ fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
     sum.changes += run.stats.changes;
     sum.checked += run.stats.checked;
     sum.ended.iter_mut().zip(run.stats.ended).for_each(|(sum, n)| *sum += n);
+    run.stats.failures.iter().for_each(|(name, count)| *sum.failures.entry(name).or_default() += count);
     let mut faults = 0;
     for (name, count) in &run.stats.faults {
         *sum.faults.entry(name).or_default() += count;

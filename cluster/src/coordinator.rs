@@ -25,6 +25,7 @@ use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Merged, StoreError};
 
 use crate::ids::NodeNo;
+use crate::map::Placement;
 use crate::outbox::{Changed, Class, Failure, Found, Outcome, Value};
 use crate::planted::Bug;
 use crate::quorum::{Level, Standing, Tally};
@@ -276,7 +277,7 @@ impl Coordinator {
     fn begin_write(&mut self, cx: &mut Context<'_>, (hash, key): (KeyHash, Box<[u8]>), held: Held, writing: Writing) {
         let Writing { token, level, deadline, then, existed, ordered } = writing;
         let placement = cx.view.placement_of(hash);
-        let tally = Tally::of_write(placement, cx.view.map.quorums, level);
+        let tally = of_write(cx, placement, level);
         let bytes = key.len() + held.value.len();
         let op = Op {
             token,
@@ -300,7 +301,10 @@ impl Coordinator {
     fn send_write(&mut self, cx: &mut Context<'_>, number: u64, first: bool) {
         let Some(op) = self.place(number) else { return };
         let placement = cx.view.placement_of(op.hash);
-        let Phase::Write { held, .. } = &op.phase else { return };
+        let Phase::Write { held, .. } = &mut op.phase else { return };
+        if !first && cx.planted.has(Bug::AgainWithNewVersion) {
+            held.version = cx.store.mint(cx.now.wall);
+        }
         let (mut to, mut away) = (Vec::new(), Vec::new());
         for node in placement.written() {
             match () {
@@ -310,6 +314,9 @@ impl Coordinator {
             }
         }
         away.iter().for_each(|&node| op.tally.fail(node));
+        if cx.planted.has(Bug::HintCounts) {
+            away.iter().for_each(|&node| op.tally.answer(node));
+        }
         if first && !op.begun && op.tally.standing() == Standing::Impossible {
             // Nothing was sent yet: better to say no than to leave a write behind that nobody vouches for.
             return self.refuse(cx, number);
@@ -318,7 +325,7 @@ impl Coordinator {
         if placement.names(cx.view.me) && !op.tally.has(cx.view.me) {
             // Merging has headroom that clients have not.
             let room = if first && !held.tombstone { cx.store.admit() } else { Ok(()) };
-            match room.and_then(|()| cx.store.merge(entry, cx.now.wall)) {
+            match room.and_then(|()| cx.planted.merge(cx.store, entry, cx.now.wall)) {
                 Ok(Merged::Applied | Merged::Stale) => {
                     op.begun = true;
                     op.tally.answer(cx.view.me);
@@ -661,7 +668,7 @@ impl Coordinator {
         // Write it back until as many have it as would acknowledge a write, then answer.
         self.stats.read_repairs += 1;
         let placement = cx.view.placement_of(self.place(number).expect("seen above").hash);
-        let mut tally = Tally::of_write(placement, cx.view.map.quorums, Level::Quorum);
+        let mut tally = of_write(cx, placement, Level::Quorum);
         versions.iter().filter(|(_, version)| *version == newest).for_each(|(node, _)| tally.answer(*node));
         let grown = best.value.len();
         self.bytes += grown;
@@ -768,11 +775,16 @@ impl Coordinator {
         self.stats.restarted += 1;
         let Some(op) = self.place(number) else { return };
         let placement = cx.view.placement_of(op.hash);
+        if op.ordered && placement.epoch != op.epoch {
+            // Another orderer may have run commands without having seen it.
+            let (have, need) = (op.tally.answered().len(), op.tally.need());
+            return self.end(cx, number, Outcome::Unknown { have, need });
+        }
         op.epoch = placement.epoch;
         op.again = cx.now.mono + AGAIN_REPAIR_MS;
         match &mut op.phase {
             Phase::Write { .. } => {
-                op.tally = Tally::of_write(placement, cx.view.map.quorums, op.level);
+                op.tally = of_write(cx, placement, op.level);
                 self.send_write(cx, number, false);
             }
             Phase::Collect { then, .. } | Phase::Fetch { then, .. } => {
@@ -884,6 +896,12 @@ impl Coordinator {
         assert_eq!(ops().map(|op| op.bytes).sum::<usize>(), self.bytes);
         assert!(self.under_way() <= self.limits.operations + self.joined.len() * MAX_JOINED, "operations are bounded");
     }
+}
+
+/// What a write of a shard needs.
+fn of_write(cx: &Context<'_>, placement: &Placement, level: Level) -> Tally {
+    let tally = Tally::of_write(placement, cx.view.map.quorums, level);
+    if cx.planted.has(Bug::WriteNewOnly) { tally.of_new_set() } else { tally }
 }
 
 /// Keys of one ordered command, at most; the driver refuses more.

@@ -4,6 +4,10 @@
 //! rule, and the simulator must notice. Without the feature every question here is answered by a constant, so none of
 //! this is in a node.
 
+use gridkv_engine::Millis;
+use gridkv_engine::record::Entry;
+use gridkv_engine::store::{Merged, Store, StoreError};
+
 /// A rule to be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
@@ -88,5 +92,23 @@ impl Planted {
             let _ = bug;
             false
         }
+    }
+}
+
+impl Planted {
+    /// [`Store::merge`], as it would be without one of its rules.
+    #[inline]
+    pub(crate) fn merge(self, store: &mut Store, entry: Entry<'_>, wall: Millis) -> Result<Merged, StoreError> {
+        if self.has(Bug::AnyFuture) {
+            return store.merge(entry, wall.max(entry.version.hlc.millis()));
+        }
+        if self.has(Bug::NoTombstones) && entry.tombstone {
+            let hash = store.locate(entry.key);
+            if store.raw(hash, entry.key).is_some_and(|known| known.version < entry.version) {
+                store.delete(hash, entry.key, wall)?;
+            }
+            return Ok(Merged::Applied);
+        }
+        store.merge(entry, wall)
     }
 }

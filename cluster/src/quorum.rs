@@ -132,6 +132,12 @@ impl Tally {
         Tally { groups: [Some(old), new], answered: Vec::new(), failed: Vec::new() }
     }
 
+    /// Only what the new set of a move needs: a bug on purpose.
+    pub(crate) fn of_new_set(self) -> Tally {
+        let [old, new] = self.groups;
+        Tally { groups: [new.or(old), None], ..self }
+    }
+
     /// What a read of this shard needs.
     pub fn of_read(placement: &Placement, quorums: Quorums, level: Level) -> Tally {
         let set = if placement.stage == Stage::ReadNew { placement.new_set() } else { placement.replicas.clone() };

@@ -133,7 +133,7 @@ fn write(
     if ask.op & MACHINES == PURGE && fences.lets_in(from, ask) {
         return cx.store.fill(*entry, cx.now.wall);
     }
-    cx.store.merge(*entry, cx.now.wall)
+    cx.planted.merge(cx.store, *entry, cx.now.wall)
 }
 
 /// Whether this node may answer now; if not, why, and its own epoch of the shard.

@@ -36,7 +36,22 @@ use self::world::{Stats, World};
 use crate::planted::{Bug, Planted};
 
 /// The bugs on purpose that a world can show.
-pub const WIRED: [Bug; 3] = [Bug::FillingVotes, Bug::AnyEpoch, Bug::NoBlockingRepair];
+pub const WIRED: [Bug; 14] = [
+    Bug::FillingVotes,
+    Bug::AnyEpoch,
+    Bug::NoBlockingRepair,
+    Bug::ExpiredDropped,
+    Bug::PurgeWithoutFence,
+    Bug::AgainWithNewVersion,
+    Bug::WriteNewOnly,
+    Bug::HastyMove,
+    Bug::HintCounts,
+    Bug::AnyFuture,
+    Bug::SyncClears,
+    Bug::OneSource,
+    Bug::SameLife,
+    Bug::NoTombstones,
+];
 
 /// What came of a run.
 #[derive(Debug)]

@@ -157,6 +157,8 @@ impl Node {
                 limits.coordinator.again_ms = options.again_ms;
                 limits.hints.bytes = options.hint_bytes;
                 limits.hints.under_way = 4;
+                limits.fill.streams = options.fill_streams;
+                limits.fill.bytes_per_second = options.fill_bytes;
                 Core {
                     shards: Shards::new(owned, map.clone(), limits, planted),
                     store: Store::new(config, backend),

@@ -153,6 +153,10 @@ pub struct Options {
     pub hint_bytes: usize,
     /// Entries of a change log.
     pub change_log: usize,
+    /// Shards that a core fills at once.
+    pub fill_streams: usize,
+    /// Bytes per second that it takes for filling.
+    pub fill_bytes: u64,
     /// Clocks lie within this of the true time.
     pub skew_ms: i64,
     /// A node may be far off.
@@ -191,8 +195,8 @@ impl Options {
             shards: 32,
             keys: *r.pick(&[1, 4, 12, 50]),
             counters: r.within(1, 3),
-            clients: r.within(2, 6) as usize,
-            think_ms: r.within(5, 100),
+            clients: r.within(3, 10) as usize,
+            think_ms: r.within(2, 60),
             value_bytes: *r.pick(&[0, 8, 100, 100, 4000]),
             loss: if bad(r, 500) { r.within(1, 300).min(r.within(1, 300)) } else { 0 },
             duplicates: if bad(r, 500) { r.within(1, 300) } else { 0 },
@@ -203,9 +207,11 @@ impl Options {
             map_ms: *r.pick(&[5, 100, 2000]),
             timeout_ms: *r.pick(&[300, 1000, 1000, 3000]),
             again_ms: *r.pick(&[50, 100, 200]),
-            operations: *r.pick(&[2, 8, 1000]),
+            operations: *r.pick(&[4, 16, 1000]),
             hint_bytes: *r.pick(&[0, 400, 4000, 1 << 20]),
             change_log: *r.pick(&[1, 4, 16, 64]),
+            fill_streams: *r.pick(&[1, 1, 4]),
+            fill_bytes: *r.pick(&[20_000, 200_000, 100 << 20]),
             skew_ms: *r.pick(&[0, 20, 240]),
             outlier: r.chance(100),
             replace_after_ms: *r.pick(&[8_000, 15_000, 30_000]),
@@ -264,8 +270,9 @@ fn faults(r: &mut Random, options: &Options) -> Vec<Fault> {
     ];
     let mut drawn: Vec<Draw> =
         kinds.iter().filter(|(permille, _)| r.chance(*permille)).map(|(_, draw)| *draw).collect();
-    if drawn.is_empty() {
-        drawn = vec![kinds[0].1, kinds[4].1];
+    if drawn.len() < 3 {
+        // Joins and drains alone find their limits soon, and then nothing happens.
+        drawn.extend([kinds[0].1, kinds[4].1, kinds[5].1]);
     }
     let end = options.seconds * 1000;
     let count = r.within(36, 64);

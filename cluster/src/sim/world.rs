@@ -29,7 +29,7 @@ use super::random::Random;
 use super::trace::Trace;
 use crate::ids::NodeNo;
 use crate::map::{Change, Map, Stage, Standing};
-use crate::outbox::{Changed, Found, Outcome};
+use crate::outbox::{Changed, Failure, Found, Outcome};
 use crate::planner::Settings;
 use crate::planted::{Bug, Planted};
 use crate::quorum::Level;
@@ -103,6 +103,8 @@ pub struct Stats {
     pub ended: [u64; 3],
     /// Operations about which something was promised.
     pub checked: u64,
+    /// Why operations failed.
+    pub failures: BTreeMap<&'static str, u64>,
     /// Changes of the map.
     pub changes: u64,
     /// Messages sent.
@@ -233,6 +235,9 @@ impl World {
         while let Some(Reverse(event)) = self.queue.pop() {
             self.time = event.at;
             self.handle(event.what);
+            if self.number > 20_000_000 {
+                self.violate(Rule::Liveness, "the events do not come to an end".into());
+            }
             if self.over {
                 break;
             }
@@ -578,7 +583,10 @@ impl World {
                         version: value.version,
                         expires_at: value.expires_at,
                     })),
-                    Outcome::Failed(_) => Came::Failed,
+                    Outcome::Failed(failure) => {
+                        *self.stats.failures.entry(reason(failure)).or_default() += 1;
+                        Came::Failed
+                    }
                     _ => Came::Unknown,
                 };
                 self.end(op, came);
@@ -1174,6 +1182,21 @@ impl World {
     /// Now, in microseconds.
     pub fn time(&self) -> u64 {
         self.time
+    }
+}
+
+/// Why an operation failed, in a word.
+fn reason(failure: Failure) -> &'static str {
+    match failure {
+        Failure::NoQuorum { .. } => "no quorum",
+        Failure::NoOrderer { .. } => "no orderer",
+        Failure::TimedOut { .. } => "timed out",
+        Failure::Full => "full",
+        Failure::Clock => "clock",
+        Failure::Busy => "busy",
+        Failure::NotAdmitted => "not admitted",
+        #[allow(unreachable_patterns)]
+        _ => "other",
     }
 }
 
