@@ -20,6 +20,8 @@ use gridkv_engine::command::{self, Spec};
 use gridkv_net::frame::{Batch, Frame, Head, Kind, Status};
 use gridkv_net::mesh::CoreId;
 
+use crate::cluster::requests::level_word;
+use crate::cluster::{ClusterEvent, ClusterView, Level};
 use crate::cores::CoreHandle;
 use crate::cores::serve::NATIVE;
 use crate::node::Running;
@@ -73,6 +75,7 @@ pub struct SetOptions {
     keep_ttl: bool,
     condition: Option<Condition>,
     get: bool,
+    level: Level,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,12 @@ impl SetOptions {
     /// Writes only if the key exists. Replaces [`SetOptions::nx`].
     pub fn xx(mut self) -> SetOptions {
         self.condition = Some(Condition::Present);
+        self
+    }
+
+    /// Acknowledged when that many replicas have it; conditional writes never at fewer than a quorum.
+    pub fn level(mut self, level: Level) -> SetOptions {
+        self.level = level;
         self
     }
 
@@ -155,6 +164,27 @@ impl GridKv {
         self.running.resp_addr
     }
 
+    /// Address where other nodes connect, if this one takes part in a cluster: a seed for them.
+    pub fn peer_addr(&self) -> Option<std::net::SocketAddr> {
+        self.running.peer_addr
+    }
+
+    /// The cluster as this node sees it now; `None` when it stands alone.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn cluster_status(&self) -> Result<Option<ClusterView>, Error> {
+        self.on_core(0, |handle| async move { crate::cluster::view(handle.core()).await }).await
+    }
+
+    /// What happens in the cluster from now on: nodes that come and go, maps that are adopted. Ends when the node stops; at once
+    /// when it stands alone. Several streams share the events: each goes to one of them. Up to 1024 wait for a slow listener,
+    /// further ones are missed.
+    pub fn cluster_events(&self) -> impl futures_lite::Stream<Item = ClusterEvent> + Send + use<> {
+        let events = self.running.events.clone().unwrap_or_else(|| flume::bounded(0).1);
+        events.into_stream()
+    }
+
     /// Address the HTTP server (`/metrics`, `/healthz`, `/readyz`) listens on, if it does.
     pub fn http_addr(&self) -> Option<std::net::SocketAddr> {
         self.running.http_addr
@@ -199,8 +229,9 @@ impl GridKv {
     ) -> Result<SetOutcome, Error> {
         let (key, value) = (key.as_ref(), value.as_ref());
         check_value(value)?;
+        let level = level_word(options.level);
         let args = SetArgs::new(options);
-        let reply = self.command(key, &args.words(key, value)).await?;
+        let reply = self.command_at(key, &args.words(key, value), level).await?;
         args.outcome(reply)
     }
 
@@ -211,6 +242,18 @@ impl GridKv {
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
         let reply = self.one(key.as_ref(), |head, key, batch| batch.push(head, Kind::Delete, &[key])).await?;
         Ok(reply.integer()? != 0)
+    }
+
+    /// Reads a key, asking as many replicas as `level` says; see `docs/CONSISTENCY.md` for what each level promises. On a node
+    /// that stands alone all levels are the same.
+    ///
+    /// # Errors
+    /// As [`GridKv::get`].
+    pub async fn get_with(&self, key: impl AsRef<[u8]>, level: Level) -> Result<Option<Bytes>, Error> {
+        let read = |head: Head, key: &[u8], batch: &mut Batch| {
+            batch.push(Head { level: level_word(level), ..head }, Kind::Get, &[key]);
+        };
+        self.one(key.as_ref(), read).await?.value()
     }
 
     /// Whether a key exists.
@@ -414,9 +457,13 @@ impl GridKv {
 
     /// Runs one command of the command table on the owner of `key`.
     async fn command(&self, key: &[u8], args: &[&[u8]]) -> Result<Reply, Error> {
+        self.command_at(key, args, 0).await
+    }
+
+    async fn command_at(&self, key: &[u8], args: &[&[u8]], level: u32) -> Result<Reply, Error> {
         let spec = spec_of(args[0]);
         self.one(key, |mut head, _, batch| {
-            head.spec = spec.id.0;
+            (head.spec, head.level) = (spec.id.0, level);
             head.flag = NATIVE;
             batch.push_command(head, args);
         })
@@ -728,7 +775,12 @@ pub(crate) fn check_value(value: &[u8]) -> Result<(), Error> {
     if value.len() > max { Err(Error::ValueTooLong { len: value.len(), max }) } else { Ok(()) }
 }
 
-/// The wall clock in unix milliseconds: the one place of this crate that reads it.
+/// The wall clock in unix milliseconds.
 pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    unix_us() / 1000
+}
+
+/// The wall clock in unix microseconds: the one place of this crate that reads it.
+pub(crate) fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
 }

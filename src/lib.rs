@@ -51,6 +51,7 @@ mod fault;
 
 pub use builder::Builder;
 pub use bytes::Bytes;
+pub use cluster::Level;
 pub use config::Config;
 pub use cores::CoreHandle;
 pub use error::{ConfigError, Error, StartError};

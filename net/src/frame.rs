@@ -54,8 +54,9 @@ pub struct Head {
     pub kind: u8,
     /// Kind-specific flag (the reply dialect of a `Command`).
     pub flag: u8,
-    /// Keeps the head a multiple of eight bytes; always zero.
-    pub reserved: u32,
+    /// How many replicas must answer, where other nodes hold copies: 0 as the cluster has it, 1 one, 2 all, `0x100 + k`
+    /// that many.
+    pub level: u32,
 }
 
 /// Size of an archived [`Head`].
@@ -381,7 +382,7 @@ impl<'a> Frames<'a> {
             spec: head.spec.to_native(),
             kind: head.kind,
             flag: head.flag,
-            reserved: 0,
+            level: head.level.to_native(),
         };
         let kind = Kind::from_u8(head.kind).ok_or(FrameError::Kind { at, kind: head.kind })?;
         let len = head.len as usize;

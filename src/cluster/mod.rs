@@ -31,12 +31,13 @@ use std::time::{Duration, Instant};
 
 use gridkv_cluster::coordinator;
 use gridkv_cluster::ids::{NodeNo, Now};
-use gridkv_cluster::map::{Change, Map, Stage};
+use gridkv_cluster::map::{Change, Stage};
 use gridkv_cluster::outbox::{Class, Outbox};
 use gridkv_cluster::shards::{Limits, Shards};
 use gridkv_cluster::wire::Message;
 use gridkv_engine::Millis;
 use gridkv_engine::backend::Registry;
+use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
 use gridkv_net::frame::{Batch, Frame, Head};
 use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers};
@@ -46,10 +47,13 @@ use crate::Error;
 use crate::config::ClusterConfig;
 use crate::cores::launch::Seat;
 use crate::cores::{Core, CoreRc, LOCAL, State, serve};
-use crate::handle::unix_ms;
+use crate::handle::{unix_ms, unix_us};
 use crate::topology::{Message as Note, shards_of};
 use requests::{Lent, Origin, Requests};
 
+pub use gridkv_cluster::control::Event as ClusterEvent;
+pub use gridkv_cluster::map::{Map, Placement};
+pub use gridkv_cluster::quorum::Level;
 pub use view::ClusterView;
 
 /// What a frame on a peer link carries: the first byte of sixteen, so that what follows is aligned.
@@ -82,7 +86,6 @@ pub(crate) struct Member {
     pub(crate) unsent: u64,
     /// When deadlines were last looked at.
     looked_at: Millis,
-    timeout: Duration,
     shard_count: u32,
 }
 
@@ -108,7 +111,7 @@ impl Member {
         Ok(Member {
             shards: Shards::new(seat.store.owned.clone(), plane::no_map(&seat.store), limits, Default::default()),
             out: Outbox::new(),
-            requests: Requests::new(Store::new(scratch, backend)),
+            requests: Requests::new(Store::new(scratch, backend), timeout_ms),
             started: Instant::now(),
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -117,7 +120,6 @@ impl Member {
             identity,
             unsent: 0,
             looked_at: 0,
-            timeout: config.timeout,
             shard_count: u32::from(seat.store.keyspace.shards.get()),
         })
     }
@@ -129,6 +131,9 @@ impl Member {
     /// Lends what a request needs.
     fn lend<'a>(&'a mut self, state: &'a mut State) -> (&'a mut Requests, Lent<'a>) {
         let now = self.now();
+        // Versions begin at the microsecond, not at the millisecond: else a client that writes a key twice within one, through
+        // two nodes, would find its first write. It is never too far ahead of itself.
+        let _ = state.store.observe(precisely_now(), now.wall);
         let lent = Lent {
             now,
             store: &mut state.store,
@@ -196,6 +201,8 @@ impl Member {
         let now = self.now();
         if now.mono >= self.looked_at + LOOK_MS {
             self.looked_at = now.mono;
+            let (requests, mut lent) = self.lend(state);
+            requests.try_again(&mut lent);
             if self.shards.next_deadline(now).is_some_and(|at| at <= now.mono) {
                 self.shards.on_deadline(now, &mut state.store, &mut self.out);
                 work = true;
@@ -329,6 +336,13 @@ impl Member {
     pub(crate) fn stats(&self) -> gridkv_cluster::shards::ShardStats {
         self.shards.stats()
     }
+}
+
+/// The time as a version has it, to the microsecond.
+fn precisely_now() -> Version {
+    let us = unix_us();
+    // A millisecond has 65,536 places and 1000 microseconds, so each of those has 65 for the versions within it.
+    Version { hlc: Hlc::new(us / 1000, (us % 1000 * 65) as u16), node: 0 }
 }
 
 /// The core of a node with that many that owns a shard.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use gridkv_cluster::control::{Control, Event, Output, Remembered, Settings, Start};
@@ -30,6 +30,8 @@ use crate::{Error, StartError};
 /// Control messages that wait for a link, per address and in all.
 const WAIT_EACH: usize = 64;
 const WAIT_ADDRESSES: usize = 2048;
+/// How long the disk's thread waits for room in the inbox of core 0.
+const DELIVERY: Duration = Duration::from_secs(1);
 /// Of the events for applications, those that nobody has taken yet.
 pub(crate) const EVENTS: usize = 1024;
 
@@ -207,10 +209,12 @@ fn act(core: &CoreRc, out: Output) -> bool {
                 }
                 core.kick();
             };
-            // From the disk's thread: it may wait, a core may not.
             let note = crate::topology::Message::Run(Box::new(deliver));
-            if let Err(flume::TrySendError::Full(note)) = topology.links[0].try_send(note) {
-                let _ = topology.links[0].inbox.send(note);
+            if let Err(flume::TrySendError::Full(note)) = topology.links[0].try_send(note)
+                && !crate::cores::on_core()
+            {
+                // The disk's thread may wait a little. An answer that is dropped is asked for again.
+                let _ = topology.links[0].inbox.send_timeout(note, DELIVERY);
                 topology.links[0].signal.post();
             }
         };
@@ -336,6 +340,7 @@ pub(crate) fn facts(core: &CoreRc) -> Option<ClusterView> {
         alive: control.alive().clone(),
         leader: control.leader(),
         isolated: control.is_isolated(),
+        disk_failed: plane.as_ref()?.disk.failed(),
         cores: Vec::new(),
     })
 }

@@ -19,19 +19,19 @@ use std::collections::BTreeSet;
 
 use futures_channel::oneshot;
 use gridkv_cluster::ids::{NodeNo, Now};
-use gridkv_cluster::outbox::{Changed, Found, Outbox, Outcome};
+use gridkv_cluster::outbox::{Changed, Failure, Found, Outbox, Outcome};
 use gridkv_cluster::quorum::Level;
 use gridkv_cluster::shards::Shards;
-use gridkv_cluster::wire::Ask;
+use gridkv_cluster::wire::{Ask, Why};
+use gridkv_engine::Millis;
 use gridkv_engine::command::{self, CommandId, Flags, Spec};
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::record::Entry;
 use gridkv_engine::store::Store;
-use gridkv_net::frame::{Batch, Frame, Head, Kind, Status};
+use gridkv_net::frame::{Batch, Frame, HEAD_LEN, Head, Kind, Status};
 use gridkv_net::mesh::CoreId;
 use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
 
-use crate::cores::LOCAL;
 use crate::cores::serve::{self, Scratch, Serving};
 use crate::metrics::CoreMetrics;
 
@@ -87,6 +87,8 @@ struct Request {
     /// Of commands and transactions.
     payload: Vec<u8>,
     stage: Stage,
+    /// Until when it is tried again while its shard has no orderer.
+    patience: Millis,
 }
 
 /// A reply on its way.
@@ -164,15 +166,20 @@ pub(crate) struct Requests {
     pub(crate) here: Vec<Reply>,
     /// Replies for siblings.
     pub(crate) siblings: Vec<(CoreId, Reply)>,
+    /// Commands that wait for an orderer, and when they are tried again.
+    again: Vec<(Millis, u32)>,
+    timeout: Millis,
 }
 
 /// Keys of one command, at most.
 const MAX_KEYS: usize = gridkv_cluster::coordinator::MAX_JOINED;
+/// How soon a command is tried again whose shard had no orderer.
+const AGAIN_MS: Millis = 50;
 /// Requests of one core that are under way, at most: beyond it sessions wait.
 const MAX_REQUESTS: usize = 8192;
 
 impl Requests {
-    pub(crate) fn new(scratch: Store) -> Requests {
+    pub(crate) fn new(scratch: Store, timeout: Millis) -> Requests {
         Requests {
             requests: Slab::new(),
             groups: Slab::new(),
@@ -180,6 +187,8 @@ impl Requests {
             buffers: Scratch::default(),
             here: Vec::new(),
             siblings: Vec::new(),
+            again: Vec::new(),
+            timeout,
         }
     }
 
@@ -206,8 +215,10 @@ impl Requests {
 
     /// Begins a request. `Err` when it is none for replicated data: then the core serves it by itself.
     pub(crate) fn begin(&mut self, lent: &mut Lent<'_>, frame: &Frame<'_>, origin: Origin) -> Result<(), Origin> {
-        let hash = KeyHash(frame.head.hash);
+        let (hash, level) = (KeyHash(frame.head.hash), level_of(&frame.head));
+        let patience = lent.now.mono + self.timeout;
         let request = |stage, payload: &[u8]| Request {
+            patience,
             origin,
             kind: frame.kind,
             head: frame.head,
@@ -218,20 +229,19 @@ impl Requests {
             Kind::Get => {
                 lent.metrics.record_gets(1);
                 let token = u64::from(self.requests.insert(request(Stage::Get, &[])));
-                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), level, lent.out);
             }
             Kind::Set => {
                 lent.metrics.record_sets(1);
                 let Ok((key, value)) = frame.key_value() else { return Err(origin) };
                 let token = u64::from(self.requests.insert(request(Stage::Set, &[])));
                 let expires_at = frame.head.aux as u64;
-                let (now, level) = (lent.now, Level::Quorum);
-                lent.shards.write(now, lent.store, token, (hash, key), Some(value), expires_at, level, lent.out);
+                lent.shards.write(lent.now, lent.store, token, (hash, key), Some(value), expires_at, level, lent.out);
             }
             Kind::Delete => {
                 lent.metrics.record_deletes(1);
                 let token = u64::from(self.requests.insert(request(Stage::Delete, &[])));
-                lent.shards.delete(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+                lent.shards.delete(lent.now, lent.store, token, (hash, frame.payload), level, lent.out);
             }
             Kind::Version => {
                 let token = u64::from(self.requests.insert(request(Stage::Version, &[])));
@@ -257,7 +267,7 @@ impl Requests {
         let payload = std::mem::take(&mut request.payload);
         let (kind, head) = (request.kind, request.head);
         let is_peer = matches!(request.origin, Origin::Peer(..));
-        let frame = Frame { kind, head, payload: &payload, payload_at: 0 };
+        let frame = Frame { kind, head, payload: &payload, payload_at: HEAD_LEN };
         let keyspace = lent.shards.view().keyspace();
         let plan = plan(&frame).map(|(class, keys)| {
             let hashed: Vec<(KeyHash, &[u8])> = keys.iter().map(|key| (keyspace.locate(key), *key)).collect();
@@ -278,8 +288,10 @@ impl Requests {
                 let (now, number) = (lent.now, u64::from(token));
                 match orderer {
                     Err(failure) => {
-                        let text = failure.to_string();
-                        return self.reply(token, Status::Error, 0, text.into_bytes(), lent);
+                        if let Some(request) = self.requests.get(token) {
+                            request.payload = payload;
+                        }
+                        return self.without_orderer(lent, token, failure);
                     }
                     Ok(Some(orderer)) if orderer != lent.shards.view().me && !is_peer => {
                         let mut batch = Batch::new();
@@ -331,7 +343,7 @@ impl Requests {
             }
         }
         let mut replies = Batch::new();
-        let frame = Frame { kind, head, payload: &payload, payload_at: 0 };
+        let frame = Frame { kind, head, payload: &payload, payload_at: HEAD_LEN };
         let mut serving =
             Serving { store: &mut self.scratch, metrics: lent.metrics, scratch: &mut self.buffers, now: wall };
         serve::guarded(&mut serving, &frame, &mut Vec::new(), &mut replies);
@@ -358,8 +370,14 @@ impl Requests {
         }
         if let Some(request) = self.requests.get(token) {
             request.stage = Stage::Writing { status, aux, bytes };
+            request.payload = payload;
         }
-        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, Level::Quorum, ordered, lent.out);
+        // An ordered command is of no use on fewer replicas than the next one reads.
+        let level = match level_of(&head) {
+            Level::One | Level::Exactly(_) if ordered => Level::Quorum,
+            level => level,
+        };
+        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, level, ordered, lent.out);
     }
 
     /// Empties the scratch store.
@@ -378,6 +396,7 @@ impl Requests {
         match frame {
             Some(Ok(frame)) if matches!(frame.kind, Kind::Command | Kind::Exec) => {
                 let request = Request {
+                    patience: 0,
                     origin: Origin::Peer(from, ask),
                     kind: frame.kind,
                     head: frame.head,
@@ -387,7 +406,36 @@ impl Requests {
                 let token = self.requests.insert(request);
                 self.run(lent, token);
             }
-            _ => lent.shards.answer_order(from, ask, Err(gridkv_cluster::wire::Why::Broken), lent.out),
+            _ => lent.shards.answer_order(from, ask, Err(Why::Broken), lent.out),
+        }
+    }
+
+    /// The shard's orderer is away or has changed: nothing was done, and it is tried again while there is time.
+    fn without_orderer(&mut self, lent: &mut Lent<'_>, token: u32, failure: Failure) {
+        let Some(request) = self.requests.get(token) else { return };
+        if let Origin::Peer(from, ask) = request.origin {
+            self.requests.take(token);
+            return lent.shards.answer_order(from, ask, Err(Why::NotHere), lent.out);
+        }
+        if lent.now.mono + AGAIN_MS >= request.patience {
+            return self.reply(token, Status::Error, 0, failure.to_string().into_bytes(), lent);
+        }
+        request.stage = Stage::Reading;
+        self.again.push((lent.now.mono + AGAIN_MS, token));
+    }
+
+    /// Tries commands again that waited for an orderer.
+    pub(crate) fn try_again(&mut self, lent: &mut Lent<'_>) {
+        let now = lent.now.mono;
+        let mut due = Vec::new();
+        self.again.retain(|&(at, token)| {
+            if at <= now {
+                due.push(token);
+            }
+            at > now
+        });
+        for token in due {
+            self.run(lent, token);
         }
     }
 
@@ -404,6 +452,9 @@ impl Requests {
             (Outcome::Deleted(deleted), _) => (Status::Integer, i64::from(deleted), Vec::new()),
             (Outcome::Committed, Stage::Writing { status, aux, bytes }) => (*status, *aux, std::mem::take(bytes)),
             (Outcome::Ordered(bytes), _) => read_answer(&bytes),
+            (Outcome::Failed(failure @ Failure::NoOrderer { .. }), _) => {
+                return self.without_orderer(lent, token, failure);
+            }
             (Outcome::Failed(failure), _) => (Status::Error, 0, failure.to_string().into_bytes()),
             (Outcome::Unknown { have, need }, _) => {
                 let text = format!(
@@ -455,19 +506,32 @@ impl Requests {
     }
 }
 
-impl Reply {
-    /// Whether a future of this core waits for it, not a session.
-    pub(crate) fn is_local(&self) -> bool {
-        self.head.conn == LOCAL
-    }
-}
-
 fn read_answer(bytes: &[u8]) -> (Status, i64, Vec<u8>) {
     let parts = bytes.split_first().and_then(|(status, rest)| {
         let (aux, rest) = rest.split_first_chunk::<8>()?;
         Some((Status::from_u8(*status)?, i64::from_le_bytes(*aux), rest.to_vec()))
     });
     parts.unwrap_or_else(|| (Status::Error, 0, b"ERR the orderer's answer cannot be read".to_vec()))
+}
+
+/// A level as a head carries it.
+pub(crate) fn level_word(level: Level) -> u32 {
+    match level {
+        Level::Quorum => 0,
+        Level::One => 1,
+        Level::All => 2,
+        Level::Exactly(k) => 0x100 | u32::from(k),
+    }
+}
+
+/// The level that a head carries; unknown words mean the cluster's own.
+fn level_of(head: &Head) -> Level {
+    match head.level {
+        1 => Level::One,
+        2 => Level::All,
+        word if word >> 8 == 1 => Level::Exactly(word as u8),
+        _ => Level::Quorum,
+    }
 }
 
 /// A batch whose frames can be read, from bytes of any alignment.
@@ -478,7 +542,7 @@ fn rkyv_aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
 }
 
 fn plan_is_ordered(kind: Kind, head: &Head, payload: &[u8]) -> bool {
-    let frame = Frame { kind, head: *head, payload, payload_at: 0 };
+    let frame = Frame { kind, head: *head, payload, payload_at: HEAD_LEN };
     plan(&frame).is_ok_and(|(class, _)| class == Class::Ordered)
 }
 

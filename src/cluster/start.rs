@@ -4,8 +4,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use gridkv_cluster::control::{Event, Start};
-use gridkv_cluster::map::Candidate;
+use gridkv_cluster::map::{Candidate, Map};
 use gridkv_cluster::quorum::Quorums;
+use gridkv_cluster::register::Ballot;
 use gridkv_net::peer::Identity;
 
 use super::directory::Directory;
@@ -49,7 +50,17 @@ pub(crate) fn prepare(
             .into());
     }
     let shards = config.shards.get();
-    let remembered = opened.remembered;
+    let mut remembered = opened.remembered;
+    if remembered.map.is_none()
+        && let Some((_, value)) = &remembered.voter.accepted
+    {
+        // It stopped between its promise and its first map. What it accepted says at least which cluster it belongs to.
+        remembered.map = Map::decode(value).ok();
+    }
+    if remembered.map.is_none() && remembered.voter.promised != Ballot::default() && cluster.seeds.is_empty() {
+        let text = "its directory holds a vote in a cluster that it does not remember, and it has no seeds".to_owned();
+        return Err(StartError::Cluster { why: text }.into());
+    }
     if let Some(map) = remembered.map.as_ref().filter(|map| map.placements.len() != usize::from(shards)) {
         let text = format!("its directory belongs to a cluster with {} shards, not {shards}", map.placements.len());
         return Err(StartError::Cluster { why: text }.into());

@@ -20,6 +20,8 @@ pub struct ClusterView {
     pub leader: Option<NodeNo>,
     /// This node has to think that it is cut off.
     pub isolated: bool,
+    /// The node's directory could not be written: it does not vote any more.
+    pub disk_failed: bool,
     /// Counters of each core's machines.
     pub cores: Vec<ShardStats>,
 }

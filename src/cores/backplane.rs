@@ -33,6 +33,8 @@ pub(super) struct Plane<'a> {
     pub(super) limits: &'a Limits,
     pub(super) conn: ConnId,
     pub(super) peer: &'a Peer,
+    /// How many replicas requests of this call ask for.
+    pub(super) level: u32,
 }
 
 impl Plane<'_> {
@@ -193,6 +195,10 @@ impl Backplane for Plane<'_> {
         self.state.store.version(hash, key, self.state.now)
     }
 
+    fn set_level(&mut self, level: u32) {
+        self.level = level;
+    }
+
     #[inline]
     fn has_room(&self, to: CoreId) -> bool {
         if to == self.core.id {
@@ -203,7 +209,8 @@ impl Backplane for Plane<'_> {
 
     #[inline]
     fn send(&mut self, to: CoreId, hash: KeyHash, slot: u32, index: u32, request: Request<'_>) {
-        let mut head = Head { conn: self.conn.to_bits(), hash: hash.0, slot, index, ..Head::default() };
+        let mut head =
+            Head { conn: self.conn.to_bits(), hash: hash.0, slot, index, level: self.level, ..Head::default() };
         if to == self.core.id {
             return self.replicated(head, request);
         }

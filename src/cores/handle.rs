@@ -317,7 +317,6 @@ impl CoreHandle {
         futures_lite::future::yield_now().await;
     }
 
-    #[cfg(test)]
     pub(crate) fn core(&self) -> &CoreRc {
         &self.core
     }

@@ -80,7 +80,7 @@ const fn number<const N: usize>(mut rows: [Spec; N]) -> [Spec; N] {
 pub(super) static SPECS: [Spec; ROWS.len()] = number(ROWS);
 
 #[rustfmt::skip]
-const ROWS: [Spec; 134] = commands! {
+const ROWS: [Spec; 135] = commands! {
     // Connection.
     "ping" -1 "fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers PONG, or what it was sent."
     "echo" 2 "loading stale fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers what it was sent."
@@ -113,6 +113,7 @@ const ROWS: [Spec; 134] = commands! {
     "client|reply" 3 "noscript loading stale" (0 0 0) "connection" Session, None; "connection" "3.2.0" "O(1)" "Turns replies on, off, or off for the next command."
     "client|no-evict" 3 "admin noscript loading stale" (0 0 0) "connection" Session, None; "connection" "7.0.0" "O(1)" "Asks that this connection not be closed to save memory."
     "client|no-touch" 3 "noscript loading stale" (0 0 0) "connection" Session, None; "connection" "7.2.0" "O(1)" "Asks that this connection's reads not count as uses of keys."
+    "client|consistency" -2 "noscript loading stale" (0 0 0) "connection" Session, None; "connection" "7.2.0" "O(1)" "How many replicas answer this connection: one, quorum, all, default."
     "client|list" -2 "admin noscript loading stale" (0 0 0) "connection" Node, None; "connection" "2.4.0" "O(N) with N connections" "Lists connections."
     "client|info" 2 "noscript loading stale" (0 0 0) "connection" Node, None; "connection" "6.2.0" "O(1)" "Describes this connection."
     "client|kill" -3 "admin noscript loading stale" (0 0 0) "connection" Node, None; "connection" "2.4.0" "O(N) with N connections" "Closes connections."

@@ -10,6 +10,10 @@ use crate::resp::{Protocol, Writer};
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 const SYNTAX: &str = "ERR syntax error";
+/// Levels in [`crate::frame::Head::level`]; 0 is the cluster's own quorum.
+const LEVEL_ONE: u32 = 1;
+const LEVEL_ALL: u32 = 2;
+const LEVEL_EXACTLY: u32 = 0x100;
 /// What clients take for the server's version when they decide what they may use.
 const REDIS_VERSION: &str = "7.2.0";
 
@@ -95,6 +99,7 @@ impl Session {
             },
             "client|setinfo" => self.set_info(args, loudness, back, out),
             "client|reply" => self.set_reply_mode(args[2], loudness, back, out),
+            "client|consistency" => self.set_level(args, loudness, back, out),
             "client|no-evict" | "client|no-touch" => {
                 let on = if args[2].eq_ignore_ascii_case(b"on") {
                     true
@@ -234,11 +239,43 @@ impl Session {
         self.end_multi();
         self.client.protocol = Protocol::Resp2;
         self.client.name.clear();
-        (self.client.no_evict, self.client.no_touch) = (false, false);
+        (self.client.no_evict, self.client.no_touch, self.client.level) = (false, false, 0);
+        back.set_level(0);
         self.reply_mode = ReplyMode::On;
         self.authenticated = !back.needs_password();
         self.update_plain();
         self.say(Loudness::Heard, out, |w| w.simple("RESET"));
+    }
+
+    /// CLIENT CONSISTENCY: how many replicas answer this connection from now on; without an argument, how many do.
+    fn set_level(&mut self, args: &[&[u8]], loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        let Some(word) = args.get(2) else {
+            let level = self.client.level;
+            let name = match level {
+                0 => "quorum".to_owned(),
+                LEVEL_ONE => "one".to_owned(),
+                LEVEL_ALL => "all".to_owned(),
+                exactly => (exactly & 0xff).to_string(),
+            };
+            return self.say(loudness, out, |w| w.bulk(name.as_bytes()));
+        };
+        let level = match word.to_ascii_lowercase().as_slice() {
+            b"quorum" | b"default" => 0,
+            b"one" => LEVEL_ONE,
+            b"all" => LEVEL_ALL,
+            [digit @ b'1'..=b'7'] => LEVEL_EXACTLY | u32::from(digit - b'0'),
+            _ => {
+                return self.refuse(
+                    "ERR a level is one, quorum, all, default or a number from 1 to 7",
+                    loudness,
+                    back,
+                    out,
+                );
+            }
+        };
+        self.client.level = level;
+        back.set_level(level);
+        self.ok(loudness, out);
     }
 
     fn set_info(&mut self, args: &[&[u8]], loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {

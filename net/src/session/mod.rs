@@ -120,6 +120,8 @@ pub trait Backplane {
     /// Version of a key of this core.
     fn version(&mut self, hash: KeyHash, key: &[u8]) -> Option<Version>;
 
+    /// How many replicas the requests of this call ask for; see [`Client::level`].
+    fn set_level(&mut self, _level: u32) {}
     /// Whether a request to that core would be taken.
     fn has_room(&self, to: CoreId) -> bool;
     /// Sends a request to another core that has room. Its answer comes to [`Session::answer`] with the same numbers.
@@ -154,6 +156,8 @@ pub struct Client {
     pub no_evict: bool,
     /// CLIENT NO-TOUCH was asked for.
     pub no_touch: bool,
+    /// CLIENT CONSISTENCY: how many replicas must answer; goes into [`crate::frame::Head::level`].
+    pub level: u32,
     /// The last command.
     pub last: Option<CommandId>,
     /// Commands so far.
@@ -325,6 +329,7 @@ impl Session {
     /// Takes received bytes. Replies are appended to `out`, which may still hold earlier ones.
     #[inline]
     pub fn feed(&mut self, bytes: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) {
+        back.set_level(self.client.level);
         if self.input.is_empty() && !self.stalled {
             let consumed = self.advance(bytes, back, out);
             if consumed < bytes.len() && !self.closing {
@@ -338,6 +343,7 @@ impl Session {
 
     /// Goes on after a stall.
     pub fn resume(&mut self, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        back.set_level(self.client.level);
         let input = std::mem::take(&mut self.input);
         let consumed = self.advance(&input[self.input_at..], back, out);
         self.input = input;
@@ -366,6 +372,7 @@ impl Session {
     /// Takes the answer to a request that was sent away, and goes on if it was waited for.
     #[inline]
     pub fn answer(&mut self, slot: u32, index: u32, answer: &Answer<'_>, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        back.set_level(self.client.level);
         if answer.bytes.len() <= SMALL_ANSWER {
             self.window = (self.window + 1).min(back.limits().max_pending);
         } else {

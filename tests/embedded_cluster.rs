@@ -1,0 +1,123 @@
+//! Nodes that an application embeds form a cluster by themselves: three in this one process, on sockets of loopback.
+
+use std::time::{Duration, Instant};
+
+use futures_lite::StreamExt;
+use futures_lite::future::block_on;
+use gridkv::cluster::{ClusterEvent, ClusterView};
+use gridkv::{Builder, Error, GridKv, Level, SetOptions};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn builder() -> Builder {
+    let any = "127.0.0.1:0".parse().unwrap();
+    GridKv::builder().cores("1").unwrap().shards(32).unwrap().peer_listen(any)
+}
+
+fn status(db: &GridKv) -> ClusterView {
+    block_on(db.cluster_status()).unwrap().expect("it is in a cluster")
+}
+
+/// Waits for a condition, and fails with what there is instead.
+fn wait_for<T: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> (bool, T)) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (done, seen) = look();
+        if done {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {seen:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn full(view: &ClusterView, copies: usize) -> bool {
+    let placed = |p: &gridkv::cluster::Placement| {
+        p.replicas.len() == copies
+            && p.replicas.iter().all(|r| !r.filling)
+            && p.joining.is_none()
+            && p.leaving.is_none()
+    };
+    view.map.placements.iter().all(placed) && view.alive.len() >= copies
+}
+
+fn three() -> Vec<GridKv> {
+    let first = builder().start().unwrap();
+    let seed = first.peer_addr().unwrap().to_string();
+    let others = (0..2).map(|_| builder().seeds([seed.clone()]).start().unwrap());
+    let nodes: Vec<GridKv> = std::iter::once(first.clone()).chain(others).collect();
+    for node in &nodes {
+        wait_for("three copies everywhere", || {
+            let view = status(node);
+            (full(&view, 3), view.map.epoch)
+        });
+    }
+    nodes
+}
+
+#[test]
+fn what_one_node_writes_the_others_read() {
+    let nodes = three();
+    block_on(async {
+        for i in 0..200 {
+            nodes[i % 3].set(format!("key:{i}"), format!("value {i}")).await.unwrap();
+        }
+        for (i, node) in (0..200).flat_map(|i| nodes.iter().map(move |node| (i, node))) {
+            assert_eq!(node.get(format!("key:{i}")).await.unwrap().unwrap(), format!("value {i}"));
+        }
+        // Conditional commands agree, wherever they are given.
+        for i in 0..30 {
+            nodes[i % 3].incr("counter", 1).await.unwrap();
+        }
+        assert_eq!(nodes[1].get("counter").await.unwrap().unwrap(), "30");
+        let taken = nodes[2].set_with("counter", "0", SetOptions::new().nx()).await.unwrap();
+        assert!(!taken.applied);
+        assert!(nodes[2].delete("key:7").await.unwrap());
+        assert!(!nodes[0].delete("key:7").await.unwrap());
+        let many = nodes[1].get_many(&["key:7", "key:8"]).await.unwrap();
+        assert_eq!((many.get(0), many.get(1)), (None, Some(&b"value 8"[..])));
+        // Levels.
+        nodes[0].set_with("all", "three", SetOptions::new().level(Level::All)).await.unwrap();
+        for node in &nodes {
+            assert_eq!(node.get_with("all", Level::One).await.unwrap().unwrap(), "three");
+        }
+        assert!(matches!(nodes[0].clear().await, Err(Error::Reply(_))), "one node cannot empty the others");
+        for node in nodes {
+            node.close().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_node_that_leaves_is_noticed_and_quorums_go_on_without_it() {
+    let mut nodes = three();
+    let mut events = nodes[0].cluster_events();
+    block_on(async {
+        nodes[0].set("kept", "yes").await.unwrap();
+        nodes.pop().unwrap().close().await.unwrap();
+        loop {
+            match events.next().await.expect("the node runs") {
+                ClusterEvent::Left(_) | ClusterEvent::Down(_) => break,
+                _ => {}
+            }
+        }
+        for node in &nodes {
+            assert_eq!(node.get("kept").await.unwrap().unwrap(), "yes");
+        }
+        nodes[1].set("kept", "still").await.unwrap();
+        let refused = nodes[0].get_with("kept", Level::All).await.unwrap_err();
+        assert!(refused.to_string().starts_with("CLUSTERDOWN"), "{refused}");
+        // Two of three are gone: what is left says so, and answers nothing that it cannot vouch for.
+        nodes.pop().unwrap().close().await.unwrap();
+        loop {
+            match nodes[0].get("kept").await {
+                Err(error) if error.to_string().starts_with("CLUSTERDOWN") => break,
+                Ok(Some(value)) => assert_eq!(value, "still"),
+                Ok(None) => panic!("an acknowledged write is gone"),
+                Err(_) => {}
+            }
+        }
+        let write = nodes[0].set("kept", "never").await.unwrap_err();
+        assert!(write.to_string().starts_with("CLUSTERDOWN"), "{write}");
+    });
+}
