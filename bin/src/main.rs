@@ -1,17 +1,19 @@
 //! `gridkv-node`: one node as a process, which serves RESP clients and a page of metrics.
 //!
 //! The process is a thin shell around the crate `gridkv`: it reads the settings (`settings`), starts the log (`logging`),
-//! starts the node and waits for its end. What the node is told and what it does is decided elsewhere.
+//! starts the node and waits for its end. What the node is told and what it does is decided elsewhere. `gridkv-node admin`
+//! asks a node that runs (`admin`).
 //!
 //! ```text
 //!   exit code 0   after SIGTERM, SIGINT or SHUTDOWN, when every core has ended
-//!             1   it refused to start, or a core panicked: `error: …` and `hint: …` say why
+//!             1   it refused to start or an order was refused, or a core panicked: `error: …` and `hint: …` say why
 //!             2   the command line was not understood
 //!       128 + n   signal n came a second time while it was stopping
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod logging;
 mod settings;
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             print!("{text}");
             Ok(())
         }
+        Ok(Order::Admin(request)) => admin::run(&request).map(|text| print!("{text}")),
         Ok(Order::Run(settings)) => run(*settings),
         Err(refusal) => Err(refusal),
     };

@@ -23,6 +23,7 @@ use gridkv::config::{ClusterConfig, Config, Limits, Secret, format_size, parse_s
 use gridkv::{ConfigError, Error};
 use toml::Value;
 
+use crate::admin;
 use crate::logging::{self, Format};
 
 /// What the process was asked to do.
@@ -32,6 +33,8 @@ pub(crate) enum Order {
     Run(Box<Settings>),
     /// Print this and end.
     Print(String),
+    /// Ask a running node, or give it an order.
+    Admin(admin::Request),
 }
 
 /// Everything the process was told.
@@ -78,7 +81,8 @@ impl Refusal {
         Refusal { message: message.into(), hint: None }
     }
 
-    fn with_hint(mut self, hint: impl Into<String>) -> Refusal {
+    /// The same, with advice.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Refusal {
         self.hint = Some(hint.into());
         self
     }
@@ -599,6 +603,9 @@ const _: fn(Config) = |config| {
 /// A command line that makes no sense ends the process with code 2, as does `--help` with 0.
 pub(crate) fn from_process() -> Result<Order, Refusal> {
     let matches = command().get_matches();
+    if let Some(("admin", below)) = matches.subcommand() {
+        return Ok(Order::Admin(admin::request(below)));
+    }
     let environment: HashMap<String, OsString> =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
     from(&matches, &environment)
@@ -627,7 +634,10 @@ fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Print what would be in force and where each value comes from, as such a file, and end")
                 .help_heading("Configuration"),
-        );
+        )
+        .subcommand(admin::command())
+        .disable_help_subcommand(true)
+        .args_conflicts_with_subcommands(true);
     let defaults = Settings::default();
     for setting in SETTINGS {
         let default = match (setting.show)(&defaults) {
