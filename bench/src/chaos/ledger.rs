@@ -7,7 +7,14 @@
 //!   found          it is the floor from now on: quorum reads do not go back
 //! ```
 //!
-//! Each write of a key has the next number, deletions too; a value says its number. Not here: who asks, and whom.
+//! Each write of a key has the next number, deletions too; a value says its number. The last few operations are remembered, to
+//! be told when something is wrong. Not here: who asks, and whom.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Operations that are remembered.
+const REMEMBERED: usize = 6;
 
 /// A write by its number: what it leaves under the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +50,23 @@ pub(super) struct Ledger {
     floor: Write,
     /// After the floor, in order.
     unknown: Vec<Write>,
+    past: VecDeque<Past>,
+}
+
+/// An operation as it was: when it began and ended, and at which node.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    what: &'static str,
+    number: u64,
+    node: usize,
+    began: Duration,
+    ended: Duration,
 }
 
 impl Ledger {
     /// A key that was never written.
     pub(super) fn new() -> Ledger {
-        Ledger { last: 0, floor: Write { number: 0, deletes: true }, unknown: Vec::new() }
+        Ledger { last: 0, floor: Write { number: 0, deletes: true }, unknown: Vec::new(), past: VecDeque::new() }
     }
 
     /// The number of the next write.
@@ -90,6 +108,24 @@ impl Ledger {
             Some(_) if self.floor.deletes => Contradiction::Resurrected,
             _ => Contradiction::Lost,
         })
+    }
+
+    /// Remembers an operation.
+    pub(super) fn remember(&mut self, what: &'static str, number: u64, node: usize, time: (Duration, Duration)) {
+        if self.past.len() == REMEMBERED {
+            self.past.pop_front();
+        }
+        self.past.push_back(Past { what, number, node, began: time.0, ended: time.1 });
+    }
+
+    /// For people: the last operations.
+    pub(super) fn past(&self) -> String {
+        let word = |past: &Past| {
+            let Past { what, number, node, began, ended } = past;
+            let number = if *number > 0 { format!(" {number}") } else { String::new() };
+            format!("{what}{number} at node {node} from {:.6} to {:.6} s", began.as_secs_f64(), ended.as_secs_f64())
+        };
+        self.past.iter().map(word).collect::<Vec<_>>().join("; ")
     }
 
     /// For people: what may be found.

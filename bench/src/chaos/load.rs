@@ -339,6 +339,7 @@ impl Client {
         let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
         seen.longest = seen.longest.max(took);
         let ledger = &mut self.keys[key];
+        let time = (start - self.shared.start, start + took - self.shared.start);
         let ending = match &answer {
             Ok(Answer::Error(text)) => {
                 let is_unknown = text.starts_with("UNKNOWN");
@@ -355,6 +356,17 @@ impl Client {
                 Ending::Unknown
             }
         };
+        let what = match (op, ending) {
+            (Op::Read, Ending::Acknowledged) => "read",
+            (Op::Read, _) => "failed read",
+            (Op::Write, Ending::Acknowledged) => "write",
+            (Op::Write, Ending::Unknown) => "unknown write",
+            (Op::Write, Ending::Refused) => "refused write",
+            (Op::Delete, Ending::Acknowledged) => "deletion",
+            (Op::Delete, Ending::Unknown) => "unknown deletion",
+            (Op::Delete, Ending::Refused) => "refused deletion",
+        };
+        ledger.remember(what, number, node, time);
         match op {
             Op::Read => {
                 if ending == Ending::Acknowledged {
@@ -440,7 +452,8 @@ fn told(key: &[u8], node: usize, found: Option<Option<u64>>, ledger: &Ledger) ->
         Some(None) => "nothing".into(),
         None => "no answer, or a strange one".into(),
     };
-    format!("{} at node {node}: {found} instead of {}", String::from_utf8_lossy(key), ledger.expected())
+    let (key, expected) = (String::from_utf8_lossy(key), ledger.expected());
+    format!("{key} at node {node}: {found} instead of {expected}; the last were: {}", ledger.past())
 }
 
 #[cfg(test)]
