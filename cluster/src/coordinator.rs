@@ -366,6 +366,11 @@ impl Coordinator {
     }
 
     fn start_read(&mut self, cx: &mut Context<'_>, token: u64, hash: KeyHash, key: &[u8], level: Level, then: Then) {
+        if level == Level::One && cx.view.isolated {
+            let shard = cx.view.shard(hash).0;
+            self.stats.failed += 1;
+            return cx.out.done(token, Outcome::Failed(Failure::NoQuorum { shard, have: 0, need: 1 }));
+        }
         if self.admit(cx, token, key.len()) {
             let deadline = cx.now.mono + self.limits.timeout_ms;
             self.begin_read(cx, hash, key.into(), Reading { token, level, deadline, then });
@@ -435,7 +440,7 @@ impl Coordinator {
 
     fn begin_read(&mut self, cx: &mut Context<'_>, hash: KeyHash, key: Box<[u8]>, reading: Reading) {
         let placement = cx.view.placement_of(hash);
-        let tally = Tally::of_read(placement, cx.view.map.quorums, reading.level);
+        let tally = of_read(cx, placement, reading.level);
         let bytes = key.len();
         let op = Op {
             token: reading.token,
@@ -511,7 +516,7 @@ impl Coordinator {
             // The orderer's own operations have to end before: it needs their time and the way.
             deadline: cx.now.mono + 2 * self.limits.timeout_ms + self.limits.again_ms,
             again: Millis::MAX,
-            tally: Tally::of_read(placement, cx.view.map.quorums, Level::One),
+            tally: of_read(cx, placement, Level::One),
             phase: Phase::Order { to },
             begun: true,
             ordered: false,
@@ -709,8 +714,11 @@ impl Coordinator {
             Then::Join(at) => {
                 let Some(op) = self.remove(number) else { return };
                 let version = found.as_ref().map_or(Version::ZERO, |held| held.version);
-                // What the command writes must be newer than what it read.
-                let failed = cx.store.observe(version, cx.now.wall).err().map(|_| Outcome::Failed(Failure::Clock));
+                // What the command writes must be newer than what it read. What it has written is done, whatever became of
+                // this node's clock meanwhile.
+                let reads = self.joined.get(&op.token).is_some_and(|joined| joined.found.is_some());
+                let observed = if reads { cx.store.observe(version, cx.now.wall) } else { Ok(()) };
+                let failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
                 let place =
                     self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
                 if let (Some(place), Some(held)) = (place, found.filter(|_| live)) {
@@ -788,7 +796,7 @@ impl Coordinator {
                 self.send_write(cx, number, false);
             }
             Phase::Collect { then, .. } | Phase::Fetch { then, .. } => {
-                op.tally = Tally::of_read(placement, cx.view.map.quorums, op.level);
+                op.tally = of_read(cx, placement, op.level);
                 op.phase = Phase::Collect { versions: Vec::new(), best: None, then: *then };
                 self.send_read(cx, number, false);
             }
@@ -901,7 +909,17 @@ impl Coordinator {
 /// What a write of a shard needs.
 fn of_write(cx: &Context<'_>, placement: &Placement, level: Level) -> Tally {
     let tally = Tally::of_write(placement, cx.view.map.quorums, level);
-    if cx.planted.has(Bug::WriteNewOnly) { tally.of_new_set() } else { tally }
+    match () {
+        _ if cx.planted.has(Bug::WriteNewOnly) => tally.of_new_set(),
+        _ if cx.planted.has(Bug::FillingVotes) => tally.with_filling(placement),
+        _ => tally,
+    }
+}
+
+/// What a read of a shard needs.
+fn of_read(cx: &Context<'_>, placement: &Placement, level: Level) -> Tally {
+    let tally = Tally::of_read(placement, cx.view.map.quorums, level);
+    if cx.planted.has(Bug::FillingVotes) { tally.with_filling(placement) } else { tally }
 }
 
 /// Keys of one ordered command, at most; the driver refuses more.

@@ -138,6 +138,15 @@ impl Tally {
         Tally { groups: [new.or(old), None], ..self }
     }
 
+    /// Filling replicas count as well: a bug on purpose.
+    pub(crate) fn with_filling(mut self, placement: &Placement) -> Tally {
+        let filling = placement.replicas.iter().filter(|r| r.filling).map(|r| r.node);
+        for group in self.groups.iter_mut().flatten() {
+            group.counted.extend(filling.clone());
+        }
+        self
+    }
+
     /// What a read of this shard needs.
     pub fn of_read(placement: &Placement, quorums: Quorums, level: Level) -> Tally {
         let set = if placement.stage == Stage::ReadNew { placement.new_set() } else { placement.replicas.clone() };

@@ -46,6 +46,8 @@ pub struct View {
     pub alive: BTreeSet<NodeNo>,
     /// The shards of this core.
     pub owned: Range<u16>,
+    /// This node has to think that it is cut off: it answers no read alone.
+    pub isolated: bool,
 }
 
 impl View {
@@ -165,7 +167,7 @@ impl Shards {
     /// operations fail with [`Failure::NotAdmitted`].
     pub fn new(owned: Range<u16>, map: Arc<Map>, limits: Limits, planted: Planted) -> Shards {
         Shards {
-            view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned },
+            view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned, isolated: false },
             coordinator: Coordinator::new(limits.coordinator),
             hints: Hints::new(limits.hints),
             fill: Fill::new(limits.fill),
@@ -397,6 +399,11 @@ impl Shards {
         self.fill.on_map(cx);
         self.repair.on_map(cx);
         self.purge.on_change(cx);
+    }
+
+    /// Whether this node has to think that it is cut off. Then it answers no read alone: others may have gone on without it.
+    pub fn set_isolated(&mut self, isolated: bool) {
+        self.view.isolated = isolated;
     }
 
     /// Who can be reached has changed.

@@ -529,8 +529,9 @@ pub(crate) fn adopt(core: &CoreRc, map: &Arc<Map>, me: NodeNo) {
 }
 
 /// Who is alive has changed.
-pub(crate) fn alive(core: &CoreRc, alive: BTreeSet<NodeNo>) {
+pub(crate) fn alive(core: &CoreRc, alive: BTreeSet<NodeNo>, isolated: bool) {
     if let Some(member) = &mut *core.member.borrow_mut() {
+        member.shards.set_isolated(isolated);
         member.on_alive(&mut core.state.borrow_mut(), alive);
     }
     core.kick();

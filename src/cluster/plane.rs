@@ -263,10 +263,10 @@ fn act(core: &CoreRc, out: Output) -> bool {
             post(core, to, adopt);
         }
     }
-    if let Some(alive) = out.alive {
+    if let Some((alive, isolated)) = out.alive {
         for to in 0..core.topology.cores() {
             let alive: BTreeSet<NodeNo> = alive.clone();
-            post(core, to, move |core| super::alive(core, alive));
+            post(core, to, move |core| super::alive(core, alive, isolated));
         }
     }
     again

@@ -121,8 +121,8 @@ pub struct Output {
     pub disk: VecDeque<Disk>,
     /// A map for all cores, with the number of this life in it (0 = none). [`Control::on_adopted`] tells when all have it.
     pub adopt: Option<(Arc<Map>, NodeNo)>,
-    /// Who can be reached, for all cores.
-    pub alive: Option<BTreeSet<NodeNo>>,
+    /// Who can be reached, for all cores, and whether this node has to think that it is cut off.
+    pub alive: Option<(BTreeSet<NodeNo>, bool)>,
     /// What happened.
     pub events: Vec<Event>,
     /// Ends of [`Control::propose`], by token: why it was refused, if it was.
@@ -215,6 +215,8 @@ pub struct Control {
     adopted: u64,
     filled: BTreeSet<(u16, u64)>,
     alive: BTreeSet<NodeNo>,
+    /// What the cores were told last.
+    isolated: bool,
     /// Since when members are out of reach.
     away_since: BTreeMap<NodeNo, Millis>,
     /// Maps sent lately, by address.
@@ -267,6 +269,7 @@ impl Control {
             adopted: 0,
             filled: BTreeSet::new(),
             alive: BTreeSet::new(),
+            isolated: true,
             away_since: BTreeMap::new(),
             map_sent: BTreeMap::new(),
             next_seed: 0,
@@ -650,7 +653,8 @@ impl Control {
         self.statuses.clear();
         self.alive.clear();
         self.away_since.clear();
-        out.alive = Some(BTreeSet::new());
+        out.alive = Some((BTreeSet::new(), true));
+        self.isolated = true;
         (self.join_at, self.status_at, self.plan_at) = (Some(now.mono), Millis::MAX, Millis::MAX);
     }
 
@@ -692,9 +696,12 @@ impl Control {
         for no in away {
             self.away_since.entry(no).or_insert(now.mono);
         }
-        if alive != self.alive {
-            self.alive = alive.clone();
-            out.alive = Some(alive);
+        let changed = alive != self.alive;
+        self.alive = alive;
+        let isolated = self.is_isolated();
+        if changed || isolated != self.isolated {
+            self.isolated = isolated;
+            out.alive = Some((self.alive.clone(), isolated));
             self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
             self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
         }

@@ -205,7 +205,7 @@ impl Op {
             Asked::Set { expires_at, .. } => expires_at != 0 && expires_at <= EPOCH_MS + end / 1000 + ahead_ms + 1,
             Asked::Get | Asked::Count => false,
         };
-        removes && self.came != Came::Failed && self.call < end && self.highest(ahead_ms) >= floor
+        removes && self.came != Came::Failed && self.call <= end && self.highest(ahead_ms) >= floor
     }
 
     fn describe(&self) -> String {

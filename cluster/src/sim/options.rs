@@ -218,6 +218,10 @@ impl Options {
             moves_at_once: *r.pick(&[1, 8, 64]),
             faults: Vec::new(),
         };
+        if quorums.w == 1 {
+            // Where one copy is enough for an answer, giving up a node gives up data.
+            options.replace_after_ms = 3_600_000;
+        }
         options.faults = faults(r, &options);
         options
     }

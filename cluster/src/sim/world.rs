@@ -235,7 +235,7 @@ impl World {
         while let Some(Reverse(event)) = self.queue.pop() {
             self.time = event.at;
             self.handle(event.what);
-            if self.number > 20_000_000 {
+            if self.number > 2_000_000 {
                 self.violate(Rule::Liveness, "the events do not come to an end".into());
             }
             if self.over {
@@ -959,6 +959,7 @@ impl World {
                 true
             }
             Kind::Clog { from, to, ms } => {
+                let ms = (*ms).min((self.options.seconds * 1000).saturating_sub(self.time / MS + 1));
                 self.network.clog(from % nodes, to % nodes, self.time + ms * MS);
                 true
             }
