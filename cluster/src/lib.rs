@@ -1,21 +1,21 @@
 //! The pure protocols of a GridKV cluster: who is there, who holds what, and how copies stay equal.
 //!
-//! This page is the contract of the crate. A single node needs nothing of it yet, so there is no code here, and no
-//! stand-in for code: what lands here has to keep to this page from its first line.
-//!
-//! # What will live here
+//! Two hubs, which route and decide nothing, and the machines behind them:
 //!
 //! | module | decides |
 //! |---|---|
-//! | `membership` | who is alive, suspect, down or left: SWIM, with a boot number for each life of a node |
-//! | `map` | which nodes hold each shard: an epoch-numbered map, agreed among a few voters by CASPaxos |
-//! | `placement` | where shards should be: weighted rendezvous hashing with a load bound, zones, few moves |
-//! | `quorum` | when enough replicas have answered, for every level; hints and filling replicas never count |
-//! | `coordinator` | one client operation from its first message to its answer, with its deadline |
-//! | `repair` | making replicas equal: read repair, digests in the background, the change log as a shortcut |
-//! | `hints` | writes kept for a replica that is down: bounded, replayed, forgotten with a trace |
-//! | `moves` | joining, leaving, draining, restarting and replacing as one staged change of a shard's replica set |
-//! | `simulator` | whole clusters of the above under loss, delay, partition, crash and skew, from one seed |
+//! | [`control`] | the control plane of a node: who speaks when |
+//! | [`membership`] | who is alive, suspect, down or left: SWIM, with a boot number for each life of a node |
+//! | [`map`] | which lives hold each shard, and how one map follows from another |
+//! | [`register`] | which map holds: CASPaxos among a few voters |
+//! | [`planner`] | what should change: placement by weighted rendezvous, few moves, voters, the dead |
+//! | [`shards`] | the machines of a core: what goes to which |
+//! | [`quorum`] | when enough replicas have answered, for every level; hints and filling replicas never count |
+//! | [`coordinator`] | one client operation from its first message to its answer, with its deadline |
+//! | [`replica`] | what a replica does with a question |
+//! | [`fill`], [`repair`], [`purge`] | how a replica gets everything; how replicas become equal; when tombstones go |
+//! | [`hints`] | writes kept for a replica that is down: bounded, replayed, forgotten with a trace |
+//! | `sim` | whole clusters of the above under loss, delay, partition, crash and skew, from one seed (feature `sim`) |
 //!
 //! # Purity
 //!
@@ -54,6 +54,7 @@ pub mod repair;
 pub mod replica;
 pub mod shards;
 pub mod sync;
+pub mod wire;
+
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
-pub mod wire;
