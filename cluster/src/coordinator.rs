@@ -271,7 +271,12 @@ impl Coordinator {
         let version = cx.store.mint(cx.now.wall);
         let held = Held { value: value.unwrap_or_default().to_vec(), version, expires_at, tombstone: value.is_none() };
         let deadline = cx.now.mono + self.limits.timeout_ms;
-        self.begin_write(cx, (hash, key.into()), held, Writing { token, level, deadline, then: None, existed: false, ordered: false });
+        self.begin_write(
+            cx,
+            (hash, key.into()),
+            held,
+            Writing { token, level, deadline, then: None, existed: false, ordered: false },
+        );
     }
 
     fn begin_write(&mut self, cx: &mut Context<'_>, (hash, key): (KeyHash, Box<[u8]>), held: Held, writing: Writing) {
