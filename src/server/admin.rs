@@ -197,6 +197,7 @@ fn status(view: &ClusterView) -> Value {
             "hints": sum(|core| core.hints.waiting),
             "filling": sum(|core| core.fill.filling),
             "differences_repaired": sum(|core| core.repair.differences),
+            "sent_bytes": sum(|core| core.replica.sent_bytes),
         },
     })
 }

@@ -58,11 +58,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     let mut nodes = Nodes::new(&args.each, loopback(args.nodes))?;
     let result = kills(&args, &mut nodes);
-    if !matches!(result, Ok(true)) {
-        nodes.keep_folder();
-        eprintln!("gridkv-bench: logs are kept in {}", nodes.folder().display());
-    }
-    super::end(result)
+    super::end(result, &mut nodes)
 }
 
 fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {

@@ -3,21 +3,27 @@
 //! | command | what happens |
 //! |---|---|
 //! | `kill` | nodes die one at a time and come back empty |
+//! | `partition` | a minority is cut off for a while |
+//! | `grow` | nodes join, one is drained |
 //!
 //! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that. Each command ends with a
 //! [`Verdict`]: what was promised, and whether it was kept; the exit code is 1 where it was not.
 
+mod grow;
 mod kill;
 mod ledger;
 mod link;
 mod load;
+mod network;
 mod nodes;
+mod partition;
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
 use self::load::Seen;
+use self::nodes::Nodes;
 use crate::failure::Failure;
 
 /// Real processes under load while something happens to them
@@ -30,11 +36,15 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum What {
     Kill(kill::Args),
+    Partition(partition::Args),
+    Grow(grow::Args),
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Kill(args) => kill::run(args),
+        What::Partition(args) => partition::run(args),
+        What::Grow(args) => grow::run(args),
     }
 }
 
@@ -79,8 +89,12 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// How a command ends: whether all that was promised was kept.
-fn end(result: Result<bool, Failure>) -> Result<(), Failure> {
+/// How a command ends: whether all that was promised was kept. If it was not, the logs stay.
+fn end(result: Result<bool, Failure>, nodes: &mut Nodes) -> Result<(), Failure> {
+    if !matches!(result, Ok(true)) {
+        nodes.keep_folder();
+        eprintln!("gridkv-bench: logs are kept in {}", nodes.folder().display());
+    }
     if result? { Ok(()) } else { Err(Failure::Broken) }
 }
 
@@ -123,6 +137,5 @@ mod tests {
         assert!(verdict.is_good());
         verdict.check("b", false, "2".into());
         assert!(!verdict.is_good());
-        assert!(end(Ok(verdict.is_good())).is_err());
     }
 }

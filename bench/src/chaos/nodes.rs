@@ -69,6 +69,13 @@ pub(super) struct NodeArgs {
     shards: u32,
 }
 
+impl NodeArgs {
+    /// Shards of the cluster.
+    pub(super) fn shards(&self) -> u32 {
+        self.shards
+    }
+}
+
 /// What a node says about its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Health {

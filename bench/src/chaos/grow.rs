@@ -1,0 +1,233 @@
+//! `gridkv-bench chaos grow`: nodes join and one is drained, under load and with data.
+//!
+//! ```text
+//!   3 nodes ── data ── join ──▶ 4 ── join ──▶ 5 ── drain ──▶ 4 hold everything
+//! ```
+//!
+//! What is moved is what replicas have sent to fill others, as the nodes count it (`sent_bytes`). Ideal is one transfer of
+//! each copy that is where it was not before; each entry counts with its key, its value and [`HEAD`] bytes.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::link::{Answer, Link};
+use super::load::{Load, LoadArgs, Seen};
+use super::nodes::{NodeArgs, Nodes, loopback};
+use super::{Verdict, counts_in_words};
+use crate::failure::Failure;
+use crate::options::count;
+use crate::units;
+
+const WHOLE: Duration = Duration::from_secs(180);
+const ANSWER: Duration = Duration::from_secs(10);
+/// Keys that are written with one command.
+const TOGETHER: u64 = 50;
+/// Bytes of an entry beside its key and value: its hash, version, expiry and lengths.
+const HEAD: u64 = 48;
+/// The bars.
+const MOVED: f64 = 1.2;
+const BALANCE: f64 = 1.05;
+
+/// Two nodes join three, and one is drained, under load
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Entries that are there from the beginning
+    #[arg(long, default_value = "50k", value_parser = units::number, value_name = "COUNT")]
+    entries: u64,
+    /// Bytes of each of their values
+    #[arg(long, default_value = "1000", value_parser = count, value_name = "BYTES")]
+    entry_size: usize,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    each: NodeArgs,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One change of the cluster.
+struct Change {
+    name: &'static str,
+    seconds: f64,
+    copies: usize,
+    moved: u64,
+    ideal: u64,
+    seen: Seen,
+}
+
+impl Change {
+    fn ratio(&self) -> f64 {
+        self.moved as f64 / self.ideal.max(1) as f64
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let mut nodes = Nodes::new(&args.each, loopback(5))?;
+    let result = changes(&args, &mut nodes);
+    super::end(result, &mut nodes)
+}
+
+fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
+    nodes.found(3, WHOLE)?;
+    fill(args, nodes)?;
+    eprintln!("3 nodes, {} entries of {}", args.entries, units::bytes(args.entry_size as f64));
+    let load = Load::start(&args.load, nodes.clients(), 3);
+    std::thread::sleep(Duration::from_secs(2));
+    let mut all = load.take();
+    eprintln!("before: {}", counts_in_words(&all));
+    let mut done = Vec::new();
+    for (name, node) in [("join of a 4th", 3), ("join of a 5th", 4)] {
+        done.push(change(args, nodes, &load, name, |nodes| {
+            nodes.start(node, &[0])?;
+            load.use_nodes(node + 1);
+            nodes.wait_until_whole(WHOLE).map(drop)
+        })?);
+    }
+    let held = held(nodes)?;
+    let most = held.iter().max().copied().unwrap_or(0) as f64;
+    let balance = most * held.len() as f64 / held.iter().sum::<u64>().max(1) as f64;
+    done.push(change(args, nodes, &load, "drain of the 2nd", |nodes| drain(nodes, 1))?);
+    let (rested, rest) = load.stop();
+    all.add(&rest);
+    let last = rested.check(&nodes.live());
+    let gone = missing(args, nodes)?;
+    done.iter().for_each(|change| all.add(&change.seen));
+    let mut verdict = Verdict::default();
+    verdict.clean(&all, &last);
+    verdict.check("entries that are gone", gone == 0, format!("{gone} of {}", args.entries));
+    let worst = done.iter().map(Change::ratio).fold(0.0, f64::max);
+    verdict.check("bytes moved", worst <= MOVED, format!("{worst:.2}x of {MOVED}x ideal"));
+    let errors: u64 = all.errors.values().sum();
+    verdict.check("errors of clients", errors == 0, all.errors_in_words());
+    verdict.check("max/mean shards", balance <= BALANCE, format!("{balance:.3} of {BALANCE}; {held:?}"));
+    if args.json {
+        let each = done.iter().map(|change| {
+            json!({"change": change.name, "seconds": change.seconds, "copies": change.copies, "moved_bytes": change.moved,
+                   "ideal_bytes": change.ideal, "errors": change.seen.errors,
+                   "longest_s": change.seen.longest.as_secs_f64()})
+        });
+        let report = json!({"changes": each.collect::<Vec<_>>(), "shards_per_node": held, "total": all.total(),
+                            "errors": all.errors, "examples": all.examples, "bars": verdict.json()});
+        println!("{report:#}");
+    } else {
+        all.examples.values().for_each(|example| println!("  {example}"));
+        print!("{verdict}");
+    }
+    Ok(verdict.is_good())
+}
+
+/// Does something and waits for its end; what was moved meanwhile.
+fn change(
+    args: &Args,
+    nodes: &mut Nodes,
+    load: &Load,
+    name: &'static str,
+    act: impl FnOnce(&mut Nodes) -> Result<(), Failure>,
+) -> Result<Change, Failure> {
+    load.take();
+    let (before, sent) = (copies(nodes)?, sent(nodes)?);
+    let start = Instant::now();
+    act(nodes)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let after = copies(nodes)?;
+    let new = after.difference(&before).count();
+    let entry = args.entry_size as u64 + HEAD + key(0).len() as u64;
+    let ideal = new as u64 * args.entries * entry / u64::from(args.each.shards());
+    let moved = self::sent(nodes)? - sent;
+    let change = Change { name, seconds, copies: new, moved, ideal, seen: load.take() };
+    eprintln!(
+        "{name}: {seconds:.2} s, {new} copies, {} moved, {:.2}x ideal, longest operation {:.2} s; {}",
+        units::bytes(moved as f64),
+        change.ratio(),
+        change.seen.longest.as_secs_f64(),
+        counts_in_words(&change.seen)
+    );
+    Ok(change)
+}
+
+fn drain(nodes: &mut Nodes, node: usize) -> Result<(), Failure> {
+    let (no, _) = nodes.wait(WHOLE, 0, "does not know who is to be drained", || nodes.life(0, node))?;
+    let no = no.to_string();
+    nodes.wait(WHOLE, 0, "does not drain", || {
+        let answer = nodes.call(0, &[b"CLUSTER", b"GRIDKV", b"DRAIN", no.as_bytes()])?;
+        let told = matches!(&answer, Answer::Error(text) if text.contains("already"));
+        (told || answer == Answer::Done).then_some(())
+    })?;
+    nodes.wait(WHOLE, 0, "does not see the drained node empty", || {
+        let members = nodes.ask(0, "MEMBERS")?;
+        let member = members.as_array()?.iter().find(|member| member["no"].to_string() == no)?.clone();
+        let health = nodes.health(0)?;
+        (member["shards"] == 0 && health.moving + health.filling == 0).then_some(())
+    })
+}
+
+/// Who holds which shard, as the first node sees it: (life, shard).
+fn copies(nodes: &Nodes) -> Result<BTreeSet<(u64, u64)>, Failure> {
+    nodes.wait(WHOLE, 0, "does not tell its shards", || {
+        let shards = nodes.ask(0, "SHARDS")?;
+        let mut copies = BTreeSet::new();
+        for shard in shards.as_array()? {
+            let replicas = shard["replicas"].as_array()?.iter().filter_map(Value::as_u64);
+            let number = shard["shard"].as_u64()?;
+            copies.extend(replicas.map(|no| (no, number)));
+        }
+        Some(copies)
+    })
+}
+
+/// Copies of each node.
+fn held(nodes: &Nodes) -> Result<Vec<u64>, Failure> {
+    nodes.wait(WHOLE, 0, "does not tell its members", || {
+        let members = nodes.ask(0, "MEMBERS")?;
+        let up = members.as_array()?.iter().filter(|member| member["standing"] == "up");
+        up.map(|member| member["shards"].as_u64()).collect()
+    })
+}
+
+/// What all nodes have sent to fill others.
+fn sent(nodes: &Nodes) -> Result<u64, Failure> {
+    let of = |at| {
+        nodes.wait(WHOLE, at, "does not tell what it has sent", || {
+            nodes.ask(at, "STATUS")?["here"]["sent_bytes"].as_u64()
+        })
+    };
+    nodes.live().into_iter().map(of).sum()
+}
+
+fn key(number: u64) -> Vec<u8> {
+    format!("entry:{number:012}").into_bytes()
+}
+
+/// Writes the entries.
+fn fill(args: &Args, nodes: &Nodes) -> Result<(), Failure> {
+    let addr = nodes.clients()[0];
+    let failed = |source| Failure::Connect { addr, source };
+    let mut link = Link::connect(addr, ANSWER).map_err(failed)?;
+    let value = vec![b'v'; args.entry_size];
+    for from in (0..args.entries).step_by(TOGETHER as usize) {
+        let keys: Vec<Vec<u8>> = (from..(from + TOGETHER).min(args.entries)).map(key).collect();
+        let mut words: Vec<&[u8]> = vec![b"MSET"];
+        keys.iter().for_each(|key| words.extend([key.as_slice(), &value]));
+        if let Answer::Error(reply) = link.call(&words).map_err(failed)? {
+            return Err(Failure::Refused { addr, reply });
+        }
+    }
+    Ok(())
+}
+
+/// How many of the entries are not found, asked from the nodes in turn.
+fn missing(args: &Args, nodes: &Nodes) -> Result<u64, Failure> {
+    let mut links = Vec::new();
+    for addr in nodes.clients() {
+        links.push(Link::connect(addr, ANSWER).map_err(|source| Failure::Connect { addr, source })?);
+    }
+    let (mut gone, count) = (0, links.len() as u64);
+    for number in 0..args.entries {
+        let answer = links[(number % count) as usize].call(&[b"GET", &key(number)]);
+        gone += u64::from(!matches!(answer, Ok(Answer::Value(_))));
+    }
+    Ok(gone)
+}

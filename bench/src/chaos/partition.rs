@@ -1,0 +1,251 @@
+//! `gridkv-bench chaos partition`: two of five nodes are cut off for a while, under load.
+//!
+//! ```text
+//!   whole ── split 2 | 3 ── both sides notice ──── steady ───── heal ──▶ one cluster ──▶ whole ── next
+//!            └────────── SETTLE ──────────┘                     └─ rejoined ─┘
+//! ```
+//!
+//! A side can serve the shards of which it holds a quorum: most of them the three, some of them the two, none of them both. So in
+//! the steady part each side must serve that share of the operations and refuse the others. Clients reach both sides.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::load::{Counts, Load, LoadArgs, Seen};
+use super::network::Network;
+use super::nodes::{NodeArgs, Nodes};
+use super::{Verdict, at_quantile, counts_in_words};
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::options::count;
+use crate::random::Random;
+use crate::units;
+
+const WHOLE: Duration = Duration::from_secs(180);
+/// How long both sides may take to notice.
+const SETTLE: Duration = Duration::from_secs(6);
+/// How far a side's share of operations may be from its share of shards.
+const SLACK: f64 = 0.05;
+/// The bars.
+const REJOINED: f64 = 10.0;
+const LONGEST: f64 = 2.0;
+
+/// A minority of the nodes is cut off for a while and comes back, under load (needs root)
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Nodes
+    #[arg(long, default_value = "5", value_parser = count, value_name = "COUNT")]
+    nodes: usize,
+    /// Splits
+    #[arg(long, default_value = "10", value_parser = count, value_name = "COUNT")]
+    times: usize,
+    /// Length of each split
+    #[arg(long = "for", default_value = "30s", value_parser = units::duration, value_name = "TIME")]
+    length: Duration,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    each: NodeArgs,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one side did in the steady part.
+struct Side {
+    nodes: Vec<usize>,
+    /// Of the shards, those that it holds a quorum of.
+    shards: f64,
+    counts: Counts,
+}
+
+impl Side {
+    /// The share of operations that were done.
+    fn share(&self) -> f64 {
+        let Counts { refused, unknown, cut, .. } = self.counts;
+        let done = self.counts.done();
+        done as f64 / ((done + refused + unknown + cut).max(1)) as f64
+    }
+
+    fn is_as_it_should_be(&self) -> bool {
+        (self.share() - self.shards).abs() <= SLACK
+    }
+}
+
+struct Split {
+    minority: Side,
+    majority: Side,
+    rejoined: f64,
+    whole: f64,
+    all: Seen,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if !(3..=9).contains(&args.nodes) {
+        return Err(Failure::Usage("--nodes: from 3 to 9".into()));
+    }
+    if args.length < SETTLE + Duration::from_secs(2) {
+        return Err(Failure::Usage("--for: at least 8 s, since both sides need some to notice".into()));
+    }
+    // The nodes are dropped first.
+    let network = Network::new(args.nodes)?;
+    let mut nodes = Nodes::new(&args.each, network.places())?;
+    let result = splits(&args, &network, &mut nodes);
+    super::end(result, &mut nodes)
+}
+
+fn splits(args: &Args, network: &Network, nodes: &mut Nodes) -> Result<bool, Failure> {
+    nodes.found(args.nodes, WHOLE)?;
+    eprintln!("{} nodes, every shard has its copies", args.nodes);
+    let load = Load::start(&args.load, nodes.clients(), args.nodes);
+    let mut random = Random::new(args.load.seed, u64::MAX);
+    std::thread::sleep(Duration::from_secs(1));
+    let mut all = load.take();
+    let mut splits: Vec<Split> = Vec::new();
+    for at in 0..args.times {
+        if interrupt::requested() {
+            break;
+        }
+        let mut order: Vec<usize> = (0..args.nodes).collect();
+        random.shuffle(&mut order);
+        let majority = order.split_off((args.nodes - 1) / 2);
+        let split = split(args, network, nodes, &load, order, majority)?;
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        let of = |side: &Side| {
+            format!(
+                "{:?} did {} of operations with {} of shards",
+                side.nodes,
+                percent(side.share()),
+                percent(side.shards)
+            )
+        };
+        eprintln!(
+            "split {:>2}: {}, {}; rejoined after {:.2} s, whole after {:.2} s, longest operation {:.2} s; {}",
+            at + 1,
+            of(&split.minority),
+            of(&split.majority),
+            split.rejoined,
+            split.whole,
+            split.all.longest.as_secs_f64(),
+            counts_in_words(&split.all)
+        );
+        all.add(&split.all);
+        split.all.told.iter().for_each(|told| eprintln!("  {told}"));
+        let broken = !split.all.is_clean();
+        splits.push(split);
+        if broken {
+            break;
+        }
+    }
+    let (rested, rest) = load.stop();
+    all.add(&rest);
+    nodes.wait_until_whole(WHOLE)?;
+    let last = rested.check(&nodes.live());
+    Ok(tell(args, &splits, &all, &last))
+}
+
+fn split(
+    args: &Args,
+    network: &Network,
+    nodes: &mut Nodes,
+    load: &Load,
+    minority: Vec<usize>,
+    majority: Vec<usize>,
+) -> Result<Split, Failure> {
+    let share = quorums(nodes, &minority)?;
+    network.split(&minority)?;
+    std::thread::sleep(SETTLE);
+    let mut all = load.take();
+    let steady = Instant::now();
+    while steady.elapsed() + SETTLE < args.length && !interrupt::requested() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let seen = load.take();
+    network.heal(&minority)?;
+    let healed = Instant::now();
+    let count = nodes.count();
+    let what = "does not see one cluster again";
+    nodes.wait(WHOLE, minority[0], what, || {
+        let views: Option<Vec<_>> = (0..count).map(|at| nodes.health(at)).collect();
+        let views = views?;
+        let same = views.iter().all(|view| (view.cluster, view.epoch) == (views[0].cluster, views[0].epoch));
+        let reached =
+            views.iter().all(|view| (view.alive, view.present) == (count as u64, count as u64) && !view.isolated);
+        (same && reached).then_some(())
+    })?;
+    let rejoined = healed.elapsed().as_secs_f64();
+    nodes.wait_until_whole(WHOLE)?;
+    let whole = healed.elapsed().as_secs_f64();
+    let side = |nodes: Vec<usize>, shards: f64| {
+        let mut counts = Counts::default();
+        nodes.iter().for_each(|&node| counts.add(&seen.counts[node]));
+        Side { nodes, shards, counts }
+    };
+    let (minority, majority) = (side(minority, share), side(majority, 1.0 - share));
+    all.add(&seen);
+    all.add(&load.take());
+    Ok(Split { minority, majority, rejoined, whole, all })
+}
+
+/// The share of shards that these nodes have a quorum of.
+fn quorums(nodes: &Nodes, side: &[usize]) -> Result<f64, Failure> {
+    nodes.wait(WHOLE, side[0], "does not tell its shards", || {
+        let numbers: Option<Vec<u64>> = side.iter().map(|&at| Some(nodes.life(side[0], at)?.0)).collect();
+        let numbers = numbers?;
+        let shards = nodes.ask(side[0], "SHARDS")?;
+        let shards = shards.as_array()?;
+        let holds = |shard: &&serde_json::Value| {
+            let replicas: Vec<u64> =
+                shard["replicas"].as_array().into_iter().flatten().filter_map(|r| r.as_u64()).collect();
+            replicas.iter().filter(|no| numbers.contains(no)).count() * 2 > replicas.len()
+        };
+        Some(shards.iter().filter(holds).count() as f64 / shards.len().max(1) as f64)
+    })
+}
+
+fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
+    let sorted = |of: fn(&Split) -> f64| {
+        let mut figures: Vec<f64> = splits.iter().map(of).collect();
+        figures.sort_by(f64::total_cmp);
+        figures
+    };
+    let (rejoined, whole) = (sorted(|split| split.rejoined), sorted(|split| split.whole));
+    let most = at_quantile(&rejoined, 1.0);
+    let mut verdict = Verdict::default();
+    verdict.check("splits made", splits.len() == args.times, format!("{} of {}", splits.len(), args.times));
+    verdict.clean(all, last);
+    verdict.check("one cluster again", most <= REJOINED, format!("{most:.2} s of {REJOINED} s"));
+    let majority = splits.iter().filter(|split| split.majority.is_as_it_should_be()).count();
+    let what = "times it did what its shards allow";
+    verdict.check("majority goes on", majority == splits.len(), format!("{majority} of {} {what}", splits.len()));
+    let minority = splits.iter().filter(|split| split.minority.is_as_it_should_be()).count();
+    verdict.check("minority refuses", minority == splits.len(), format!("{minority} of {} {what}", splits.len()));
+    let silent: u64 = all.counts.iter().map(|counts| counts.cut).sum();
+    verdict.check("clear errors", silent == 0, format!("{silent} without an answer; {}", all.errors_in_words()));
+    let longest = all.longest.as_secs_f64();
+    verdict.check("longest operation", longest <= LONGEST, format!("{longest:.2} s of {LONGEST} s"));
+    if args.json {
+        let side = |side: &Side| json!({"nodes": side.nodes, "shards": side.shards, "done": side.share(), "counts": side.counts});
+        let each = splits.iter().map(|split| {
+            json!({"minority": side(&split.minority), "majority": side(&split.majority), "rejoined_s": split.rejoined,
+                   "whole_s": split.whole, "longest_s": split.all.longest.as_secs_f64(), "errors": split.all.errors})
+        });
+        let report = json!({
+            "nodes": args.nodes, "splits": each.collect::<Vec<_>>(), "total": all.total(), "errors": all.errors,
+            "examples": all.examples, "bars": verdict.json(),
+        });
+        println!("{report:#}");
+    } else {
+        let of = |name: &str, figures: &[f64]| {
+            let at = |quantile| at_quantile(figures, quantile);
+            println!("{name:<28} p50 {:.2} s, p99 {:.2} s, max {:.2} s", at(0.5), at(0.99), at(1.0));
+        };
+        of("one cluster after healing", &rejoined);
+        of("whole after healing", &whole);
+        println!("all: {}", counts_in_words(all));
+        all.examples.values().for_each(|example| println!("  {example}"));
+        print!("{verdict}");
+    }
+    verdict.is_good()
+}
