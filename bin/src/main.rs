@@ -128,6 +128,7 @@ fn announce(db: &GridKv, backend: &str, shards: u16, limit: u64) {
         backend,
         listen = address(db.resp_addr()),
         http = address(db.http_addr()),
+        peers = address(db.peer_addr()),
         maxmemory = if limit == 0 { "no limit".to_owned() } else { format_size(limit) },
         "{ready}"
     );
