@@ -327,6 +327,7 @@ pub(super) mod tests {
             alive: (1..=3).map(NodeNo).collect(),
             leader: Some(NodeNo(1)),
             isolated: false,
+            disk_failed: false,
             cores: Vec::new(),
         }
     }
