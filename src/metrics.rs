@@ -12,7 +12,7 @@
 //! Invariants: counters only rise; the sum of a histogram's buckets is its count; the set of families does not depend on
 //! what clients sent (error prefixes that are not known are counted as `other`).
 //!
-//! Not here: `INFO`, which shows the same numbers in Redis's words, and the slow log.
+//! Not here: the numbers of the cluster's machines (`cluster/metrics.rs`, which adds them to the same page); `INFO`, which shows the same numbers in Redis's words, and the slow log.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -340,35 +340,36 @@ impl NodeMetrics {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Counter,
     Gauge,
 }
 
-/// A number that every core has, as the page shows it.
-struct Number {
+/// A number that every core has among its `T`, as the page shows it.
+pub(crate) struct Number<T> {
     /// Without `gridkv_` or `gridkv_core_`.
-    name: &'static str,
-    kind: Kind,
-    help: &'static str,
-    get: fn(&CoreMetrics) -> u64,
-    add: fn(&mut CoreMetrics, u64),
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) help: &'static str,
+    pub(crate) get: fn(&T) -> u64,
+    pub(crate) add: fn(&mut T, u64),
 }
 
 macro_rules! number {
     ($kind:ident $name:literal $help:literal, $($field:tt)+) => {
-        Number {
+        $crate::metrics::Number {
             name: $name,
-            kind: Kind::$kind,
+            kind: $crate::metrics::Kind::$kind,
             help: $help,
             get: |metrics| metrics.$($field)+,
             add: |metrics, part| metrics.$($field)+ += part,
         }
     };
 }
+pub(crate) use number;
 
 /// Every plain number: what is added up and what the page shows cannot drift apart.
-static NUMBERS: [Number; 30] = [
+static NUMBERS: [Number<CoreMetrics>; 30] = [
     number!(Gauge "keys" "Keys that can be read.", store.keys),
     number!(Gauge "expiring_keys" "Keys with an expiry.", store.expiring),
     number!(Gauge "tombstones" "Deletes remembered for replicas.", store.tombstones),
@@ -403,7 +404,12 @@ static NUMBERS: [Number; 30] = [
 
 /// The metrics page in Prometheus's text format, version 0.0.4.
 pub fn render_prometheus(node: &NodeMetrics) -> String {
-    let total = node.total();
+    page(node).text
+}
+
+/// That page, to which more can be added.
+pub(crate) fn page(node: &NodeMetrics) -> Page {
+    let (cores, total) = (&node.cores, node.total());
     let mut page = Page { text: String::with_capacity(16 << 10) };
     page.family("gridkv_build_info", "gauge", "Always 1; the label says which version runs.");
     page.sample("gridkv_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -412,30 +418,26 @@ pub fn render_prometheus(node: &NodeMetrics) -> String {
     page.family("gridkv_cores", "gauge", "Cores that own shards.");
     page.sample("gridkv_cores", &[], node.cores.len());
 
-    for number in &NUMBERS {
-        page.both(number.name, number.kind.text(), number.help, node, &total, |page, name, labels, metrics| {
-            page.sample(name, labels, (number.get)(metrics));
-        });
-    }
-    page.both("commands_total", "counter", "Calls by command.", node, &total, |page, name, labels, metrics| {
+    page.numbers(&NUMBERS, cores, &total);
+    page.both("commands_total", "counter", "Calls by command.", cores, &total, |page, name, labels, metrics| {
         for (spec, count) in metrics.commands() {
             page.sample(name, &[labels, &[("command", spec.name)]].concat(), count);
         }
     });
-    page.both("errors_total", "counter", "Error replies by prefix.", node, &total, |page, name, labels, metrics| {
+    page.both("errors_total", "counter", "Error replies by prefix.", cores, &total, |page, name, labels, metrics| {
         for (kind, count) in metrics.errors() {
             page.sample(name, &[labels, &[("kind", kind)]].concat(), count);
         }
     });
     let help = "Requests per batch from a sibling core.";
-    page.both("batch_size", "histogram", help, node, &total, |page, name, labels, metrics| {
+    page.both("batch_size", "histogram", help, cores, &total, |page, name, labels, metrics| {
         let sizes = &metrics.batch_sizes;
         let last = SIZE_CLASSES - 1;
         let classes = sizes.classes[..last].iter().enumerate().map(|(i, count)| ((1u64 << i).to_string(), *count));
         page.histogram(name, labels, classes, sizes.count(), sizes.sum() as f64);
     });
     let help = "Time from reading a client's request to having its answer.";
-    page.both("request_duration_seconds", "histogram", help, node, &total, |page, name, labels, metrics| {
+    page.both("request_duration_seconds", "histogram", help, cores, &total, |page, name, labels, metrics| {
         let counts = within_bounds(metrics.latency());
         let buckets = LATENCY_BOUNDS.iter().zip(counts).map(|(ns, count)| ((*ns as f64 / 1e9).to_string(), count));
         page.histogram(name, labels, buckets, metrics.latency().len(), metrics.latency_sum_ns as f64 / 1e9);
@@ -446,7 +448,7 @@ pub fn render_prometheus(node: &NodeMetrics) -> String {
         let ns = total.latency.value_at_quantile(quantile);
         page.sample(name, &[("quantile", &quantile.to_string())], ns as f64 / 1e9);
     }
-    page.text
+    page
 }
 
 /// How many values lie in each of the [`LATENCY_BOUNDS`]' intervals; larger ones are left out.
@@ -474,27 +476,47 @@ impl Kind {
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
 /// A page under construction.
-struct Page {
+pub(crate) struct Page {
     text: String,
 }
 
 impl Page {
+    /// What was written.
+    pub(crate) fn text(self) -> String {
+        self.text
+    }
+
+    /// Plain numbers, per core and in sum.
+    pub(crate) fn numbers<T>(&mut self, numbers: &[Number<T>], cores: &[T], total: &T) {
+        for number in numbers {
+            self.both(number.name, number.kind.text(), number.help, cores, total, |page, name, labels, metrics| {
+                page.sample(name, labels, (number.get)(metrics));
+            });
+        }
+    }
+
+    /// A family with one sample.
+    pub(crate) fn single(&mut self, name: &str, kind: Kind, help: &str, value: impl Display) {
+        self.family(name, kind.text(), help);
+        self.sample(name, &[], value);
+    }
+
     /// A family per core and one in sum.
-    fn both(
+    fn both<T>(
         &mut self,
         name: &str,
         kind: &str,
         help: &str,
-        node: &NodeMetrics,
-        total: &CoreMetrics,
-        write: impl Fn(&mut Page, &str, Labels<'_>, &CoreMetrics),
+        cores: &[T],
+        total: &T,
+        write: impl Fn(&mut Page, &str, Labels<'_>, &T),
     ) {
         let sum = format!("gridkv_{name}");
         self.family(&sum, kind, help);
         write(self, &sum, &[], total);
         let each = format!("gridkv_core_{name}");
         self.family(&each, kind, &format!("Per core: {help}"));
-        for (core, metrics) in node.cores.iter().enumerate() {
+        for (core, metrics) in cores.iter().enumerate() {
             write(self, &each, &[("core", &core.to_string())], metrics);
         }
     }
@@ -542,7 +564,7 @@ impl Page {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
@@ -565,14 +587,14 @@ mod tests {
         metrics
     }
 
-    fn node() -> NodeMetrics {
+    pub(crate) fn node() -> NodeMetrics {
         NodeMetrics { cores: vec![busy_core(), CoreMetrics::new(), busy_core()], uptime: Duration::from_millis(1500) }
     }
 
     /// A sample line, taken apart as the format defines it.
     #[derive(Debug)]
-    struct Sample {
-        name: String,
+    pub(crate) struct Sample {
+        pub(crate) name: String,
         labels: Vec<(String, String)>,
         value: f64,
     }
@@ -622,7 +644,7 @@ mod tests {
 
     /// Reads a page as strictly as the format's description: families together, once each, described before their
     /// samples, no series twice, histograms that add up.
-    fn parse_page(page: &str) -> Vec<Sample> {
+    pub(crate) fn parse_page(page: &str) -> Vec<Sample> {
         assert!(page.ends_with('\n'));
         let mut kinds: BTreeMap<String, String> = BTreeMap::new();
         let mut series = BTreeSet::new();
@@ -673,7 +695,7 @@ mod tests {
         samples
     }
 
-    fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
         let labels: Vec<_> = labels.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         let found = samples.iter().find(|sample| sample.name == name && sample.labels == labels);
         found.unwrap_or_else(|| panic!("no {name} {labels:?}")).value

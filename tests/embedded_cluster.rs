@@ -65,6 +65,10 @@ fn what_one_node_writes_the_others_read() {
         for (i, node) in (0..200).flat_map(|i| nodes.iter().map(move |node| (i, node))) {
             assert_eq!(node.get(format!("key:{i}")).await.unwrap().unwrap(), format!("value {i}"));
         }
+        // Each node walks its own copies.
+        for node in &nodes {
+            assert_eq!(node.scan_keys("key:").count().await, 200);
+        }
         // Conditional commands agree, wherever they are given.
         for i in 0..30 {
             nodes[i % 3].incr("counter", 1).await.unwrap();

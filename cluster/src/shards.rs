@@ -358,12 +358,9 @@ impl Shards {
             Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
             Message::Found(ask, found) => self.coordinator.on_found(cx, from, ask, found, ask.left_ms == 1),
             Message::Ordered(ask, answer) => self.coordinator.on_ordered(cx, from, ask, answer),
-            Message::Refused(ask, why) if ask.op & HINT != 0 => {
-                // A hint that met another epoch waits for the next look at the map.
-                if !matches!(why, Why::Stale | Why::Behind | Why::Full | Why::Busy) {
-                    cx.hints.on_answer(from, ask.op, false);
-                }
-            }
+            // A hint that met another epoch or a full replica waits for the next look.
+            Message::Refused(ask, Why::Stale | Why::Behind | Why::Full | Why::Busy) if ask.op & HINT != 0 => {}
+            Message::Refused(ask, _) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, false),
             Message::Refused(ask, why) => self.coordinator.on_refused(cx, from, ask, why),
             Message::Order(ask, hash, request) => {
                 let why = match () {

@@ -257,13 +257,9 @@ impl Store {
         self.config.keyspace
     }
 
-    /// Another seed of the key hash, for a node that joins a cluster: before the first entry.
-    ///
-    /// # Panics
-    /// When there are entries already: they would not be found again.
-    pub fn set_seed(&mut self, seed: u64) {
-        assert!(self.is_empty(), "the seed is fixed by the first entry");
-        self.config.keyspace.seed = seed;
+    /// What it was made with, as changed since.
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
     }
 
     /// Whether deletes leave tombstones from now on: needed as soon as there are replicas.

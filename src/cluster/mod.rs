@@ -37,6 +37,7 @@ use gridkv_cluster::shards::{Limits, Shards};
 use gridkv_cluster::wire::Message;
 use gridkv_engine::Millis;
 use gridkv_engine::backend::Registry;
+use gridkv_engine::hash::Keyspace;
 use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
 use gridkv_net::frame::{Batch, Frame, Head};
@@ -44,7 +45,7 @@ use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId,
 use gridkv_net::ring::RingPort;
 
 use crate::Error;
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, Config};
 use crate::cores::launch::Seat;
 use crate::cores::{Core, CoreRc, LOCAL, State, serve};
 use crate::handle::{unix_ms, unix_us};
@@ -82,6 +83,7 @@ pub(crate) struct Member {
     /// Who is alive, as the control plane says.
     alive: BTreeSet<NodeNo>,
     identity: Identity,
+    config: Arc<Config>,
     /// Messages that no link took.
     pub(crate) unsent: u64,
     /// When deadlines were last looked at.
@@ -89,20 +91,25 @@ pub(crate) struct Member {
     shard_count: u32,
 }
 
+/// The store in which commands run on what was read.
+fn scratch(store: &StoreConfig) -> Result<Store, Error> {
+    let config = StoreConfig {
+        owned: 0..store.keyspace.shards.get(),
+        max_memory: 0,
+        change_log_entries: 1,
+        keep_tombstones: false,
+        ..store.clone()
+    };
+    let backend = Registry::default().make("memory", &config.backend()).map_err(|e| Error::Reply(e.to_string()))?;
+    Ok(Store::new(config, backend))
+}
+
 /// How often the deadlines of operations are looked at, at most.
 const LOOK_MS: Millis = 5;
 
 impl Member {
     pub(crate) fn new(seat: &Seat, config: &ClusterConfig, identity: Identity) -> Result<Member, Error> {
-        let scratch = StoreConfig {
-            owned: 0..seat.store.keyspace.shards.get(),
-            max_memory: 0,
-            change_log_entries: 1,
-            keep_tombstones: false,
-            ..seat.store.clone()
-        };
-        let backend =
-            Registry::default().make("memory", &scratch.backend()).map_err(|e| Error::Reply(e.to_string()))?;
+        let scratch = scratch(&seat.store)?;
         let timeout_ms = config.timeout.as_millis() as Millis;
         let limits = Limits {
             coordinator: coordinator::Limits { timeout_ms, ..coordinator::Limits::default() },
@@ -111,7 +118,8 @@ impl Member {
         Ok(Member {
             shards: Shards::new(seat.store.owned.clone(), plane::no_map(&seat.store), limits, Default::default()),
             out: Outbox::new(),
-            requests: Requests::new(Store::new(scratch, backend), timeout_ms),
+            requests: Requests::new(scratch, timeout_ms),
+            config: seat.config.clone(),
             started: Instant::now(),
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -196,10 +204,10 @@ impl Member {
     }
 
     /// Ends operations, runs what peers want ordered, looks at deadlines. Returns whether there was anything.
-    fn pump(&mut self, state: &mut State) -> bool {
+    fn pump(&mut self, state: &mut State, look: bool) -> bool {
         let mut work = false;
-        let now = self.now();
-        if now.mono >= self.looked_at + LOOK_MS {
+        let now = if look { self.now() } else { Now::default() };
+        if look && now.mono >= self.looked_at + LOOK_MS {
             self.looked_at = now.mono;
             let (requests, mut lent) = self.lend(state);
             requests.try_again(&mut lent);
@@ -234,6 +242,17 @@ impl Member {
             }
             Err(error) => tracing::warn!(from = from.0, %error, "a message of a peer was dropped"),
         }
+    }
+
+    /// Makes empty stores for the seed of the cluster that this node joins. Its tables know by it where an entry belongs. Only
+    /// before the first map: a cluster's seed never changes, and clients come later.
+    fn reseed(&mut self, state: &mut State, keyspace: Keyspace) -> Result<(), Error> {
+        assert!(state.store.is_empty(), "a node that knows its cluster's seed keeps it");
+        let config = StoreConfig { keyspace, ..state.store.config().clone() };
+        self.requests.set_scratch(scratch(&config)?);
+        let backend = self.config.new_backend(&config)?;
+        state.store = Store::new(config, backend);
+        Ok(())
     }
 
     /// Adopts a map. Whether this core is solo now.
@@ -440,17 +459,18 @@ pub(crate) fn post(core: &Core, to: usize, work: impl FnOnce(&CoreRc) + Send + '
     }
 }
 
-/// The cluster's part of a turn, before output goes out.
-pub(crate) fn turn(core: &CoreRc) -> bool {
+/// The cluster's part of a turn, before output goes out. Deadlines are only looked at when the turn looks at the clock: a timer
+/// sees to that.
+pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
     let mut work = false;
     if core.id.0 == 0 {
-        work |= plane::turn(core);
+        work |= plane::turn(core, look);
     }
     let (here, siblings) = {
         let mut member = core.member.borrow_mut();
         let Some(member) = &mut *member else { return work };
         let state = &mut *core.state.borrow_mut();
-        work |= member.pump(state);
+        work |= member.pump(state, look);
         for (shard, epoch) in member.out.take_filled() {
             post(core, 0, move |core| plane::on_filled(core, shard.0, epoch));
         }
@@ -487,16 +507,19 @@ pub(crate) fn turn(core: &CoreRc) -> bool {
 }
 
 /// Hands what the cluster has to say to the links. Called when the ring can be used.
-pub(crate) fn flush(core: &CoreRc, links: &mut Links, port: &mut RingPort<'_>) {
+pub(crate) fn flush(core: &CoreRc, links: &mut Links, port: &mut RingPort<'_>, look: bool) {
     let now = {
         let mut member = core.member.borrow_mut();
         let Some(member) = &mut *member else { return };
         member.send(links);
+        if let Some(plane) = &mut *core.plane.borrow_mut() {
+            plane.send(links);
+        }
+        if !look && !links.has_work() {
+            return;
+        }
         member.now().mono
     };
-    if let Some(plane) = &mut *core.plane.borrow_mut() {
-        plane.send(links);
-    }
     let mut meeting = Meeting { core };
     if links.next_deadline().is_some_and(|at| at <= now) {
         links.on_deadline(now, port, &mut meeting);
@@ -516,13 +539,14 @@ pub(crate) fn adopt(core: &CoreRc, map: &Arc<Map>, me: NodeNo) {
         && let Some(member) = &mut *core.member.borrow_mut()
     {
         let state = &mut *core.state.borrow_mut();
-        let keyspace = gridkv_engine::hash::Keyspace { seed: map.seed, ..core.topology.keyspace() };
-        if state.store.keyspace() != keyspace {
-            // Only before the first map: a cluster's seed never changes, and clients come later.
-            core.topology.set_seed(map.seed);
-            state.store.set_seed(map.seed);
-            member.requests.set_seed(map.seed);
+        let keyspace = Keyspace { seed: map.seed, ..core.topology.keyspace() };
+        if state.store.keyspace() != keyspace
+            && let Err(error) = member.reseed(state, keyspace)
+        {
+            tracing::error!(%error, "the store cannot be made anew for the cluster's seed; this node stops");
+            return core.topology.stop();
         }
+        core.topology.set_seed(map.seed);
         state.solo = member.adopt(state, links, map, me);
     }
     core.kick();

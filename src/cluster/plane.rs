@@ -59,6 +59,8 @@ pub(crate) struct Plane {
     waiting: BTreeMap<SocketAddr, VecDeque<Vec<u8>>>,
     adopting: Option<(u64, usize)>,
     out: Output,
+    /// Something came since the last turn.
+    touched: bool,
     verdict: Option<flume::Sender<Result<(), Error>>>,
     events: flume::Sender<Event>,
     proposals: BTreeMap<u64, oneshot::Sender<Result<(), String>>>,
@@ -95,6 +97,7 @@ impl Plane {
             waiting: BTreeMap::new(),
             adopting: None,
             out: Output::default(),
+            touched: true,
             verdict: Some(opening.verdict),
             events: opening.events,
             proposals: BTreeMap::new(),
@@ -109,12 +112,14 @@ impl Plane {
     /// Takes what the gossip socket has.
     pub(crate) fn receive(&mut self) {
         let now = self.now();
+        self.touched = true;
         let Plane { gossip, control, out, .. } = self;
         gossip.receive(|from, bytes| control.on_datagram(now, from, bytes, out));
     }
 
     /// A control message of a peer.
     pub(crate) fn on_message(&mut self, bytes: &[u8]) {
+        self.touched = true;
         let now = self.now();
         self.control.on_message(now, bytes, &mut self.out);
     }
@@ -159,8 +164,12 @@ pub(crate) fn readable(core: &CoreRc, event: &gridkv_net::ring::Event<'_>) {
 }
 
 /// The control plane's part of a turn. Returns whether there was anything.
-pub(crate) fn turn(core: &CoreRc) -> bool {
+pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
     let mut work = false;
+    match &mut *core.plane.borrow_mut() {
+        Some(plane) if look || plane.touched => plane.touched = false,
+        _ => return false,
+    }
     loop {
         let out = {
             let mut plane = core.plane.borrow_mut();
@@ -202,6 +211,7 @@ fn act(core: &CoreRc, out: Output) -> bool {
             let Some((to, bytes)) = job.then else { return };
             let deliver = move |core: &CoreRc| {
                 if let Some(plane) = &mut *core.plane.borrow_mut() {
+                    plane.touched = true;
                     match to == plane.control.about().peer {
                         true => plane.own.push_back(bytes),
                         false => plane.outgoing.push((to, bytes)),
@@ -295,6 +305,7 @@ fn on_adopted(core: &CoreRc, epoch: u64) {
         && let Some((adopting, left)) = &mut plane.adopting
         && *adopting == epoch
     {
+        plane.touched = true;
         *left -= 1;
         if *left == 0 {
             plane.adopting = None;
@@ -307,6 +318,7 @@ fn on_adopted(core: &CoreRc, epoch: u64) {
 
 pub(crate) fn on_filled(core: &CoreRc, shard: u16, epoch: u64) {
     if let Some(plane) = &mut *core.plane.borrow_mut() {
+        plane.touched = true;
         let now = plane.now();
         plane.control.on_filled(now, shard, epoch);
     }
@@ -315,6 +327,7 @@ pub(crate) fn on_filled(core: &CoreRc, shard: u16, epoch: u64) {
 
 pub(crate) fn on_wanted(core: &CoreRc, epoch: u64) {
     if let Some(plane) = &mut *core.plane.borrow_mut() {
+        plane.touched = true;
         plane.control.on_wanted(epoch, &mut plane.out);
     }
     core.kick();
@@ -322,6 +335,7 @@ pub(crate) fn on_wanted(core: &CoreRc, epoch: u64) {
 
 pub(crate) fn propose(core: &CoreRc, change: Change, to: oneshot::Sender<Result<(), String>>) {
     if let Some(plane) = &mut *core.plane.borrow_mut() {
+        plane.touched = true;
         plane.next_token += 1;
         plane.proposals.insert(plane.next_token, to);
         let now = plane.now();
@@ -348,6 +362,7 @@ pub(crate) fn facts(core: &CoreRc) -> Option<ClusterView> {
 /// Tells the others that this node leaves; it goes out with the last turns.
 pub(crate) fn leave(core: &CoreRc) {
     if let Some(plane) = &mut *core.plane.borrow_mut() {
+        plane.touched = true;
         let now = plane.now();
         plane.control.leave(now, &mut plane.out);
     }

@@ -192,9 +192,9 @@ impl Requests {
         }
     }
 
-    /// Takes over the seed of the cluster.
-    pub(crate) fn set_seed(&mut self, seed: u64) {
-        self.scratch.set_seed(seed);
+    /// Another scratch store, for another seed of the key hash.
+    pub(crate) fn set_scratch(&mut self, scratch: Store) {
+        self.scratch = scratch;
     }
 
     /// Whether a session may send one more.

@@ -277,7 +277,7 @@ impl Connections {
     }
 
     /// Finishes a turn: tries stalled sessions again, hands output to the kernel.
-    pub(super) fn flush(&mut self, core: &Rc<Core>) -> bool {
+    pub(super) fn flush(&mut self, core: &Rc<Core>, look: bool) -> bool {
         let Connections { ring, table, links } = self;
         let mut work = !table.made.is_empty();
         while let Some(Made { conn, slot, bytes }) = table.made.pop_front() {
@@ -310,7 +310,7 @@ impl Connections {
         }
         table.fed_since = None;
         if let Some(links) = links {
-            cluster::flush(core, links, &mut ring.port());
+            cluster::flush(core, links, &mut ring.port(), look);
         }
         // What was queued goes to the kernel with the next turn's system call, which follows at once.
         work

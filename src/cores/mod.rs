@@ -164,7 +164,8 @@ impl Core {
     /// One turn. Returns whether there was anything to do.
     fn turn(self: &Rc<Self>, look_at_clock: bool) -> bool {
         let mut work = false;
-        if look_at_clock || self.ticked.replace(false) {
+        let look = look_at_clock | self.ticked.replace(false);
+        if look {
             self.state.borrow_mut().now = unix_ms();
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
@@ -177,10 +178,10 @@ impl Core {
             work |= self.serve_foreign();
         }
         if self.clustered {
-            work |= cluster::turn(self);
+            work |= cluster::turn(self, look);
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
-            work |= connections.flush(self);
+            work |= connections.flush(self, look);
         }
         let state = &mut *self.state.borrow_mut();
         let (batches, wakes) = state.mesh.flush();
