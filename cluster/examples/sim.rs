@@ -140,7 +140,7 @@ fn many(args: &Args, planted: Planted) -> usize {
                     let options = Options::draw(seed, args.seconds);
                     let run = sim::run(&options, planted);
                     // One in twenty runs twice.
-                    let differs = seed % 20 == 0 && sim::run(&options, planted).hash != run.hash;
+                    let differs = seed.is_multiple_of(20) && sim::run(&options, planted).hash != run.hash;
                     let mut sum = sum.lock().expect("no panic");
                     add(&mut sum, seed, &run, differs);
                     if let (Some(violation), true) = (&run.violation, true) {
@@ -192,7 +192,7 @@ fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
         println!("seed {seed}: two runs differ");
         sum.failed.push((seed, "two runs differ".into()));
     }
-    sum.repeated += u64::from(seed % 20 == 0 && !differs);
+    sum.repeated += u64::from(seed.is_multiple_of(20) && !differs);
 }
 
 fn planted(args: &Args) -> ExitCode {

@@ -571,6 +571,13 @@ impl Map {
                 named.insert(last.no);
             }
         }
+        // A later life is the proof that a former one is over for certain, also when that later life is over too.
+        let is_named = |m: &&Member| named.contains(&m.no);
+        let ids: Vec<NodeId> = self.members.iter().filter(is_named).map(|m| m.about.id).collect();
+        for id in ids {
+            let last = self.members.iter().rev().find(|m| m.about.id == id).expect("it is one of them");
+            named.insert(last.no);
+        }
         self.members.retain(|m| m.standing != Standing::Lost || named.contains(&m.no));
     }
 

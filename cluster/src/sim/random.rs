@@ -55,7 +55,7 @@ impl Random {
         let log2 = (zeros << 16) + ((1 << 16) - part);
         // ln 2 is 45426 / 65536.
         let ln = (log2 * 45426) >> 16;
-        (u128::from(mean) * u128::from(ln) >> 16).min(u128::from(mean) * 12) as u64
+        ((u128::from(mean) * u128::from(ln)) >> 16).min(u128::from(mean) * 12) as u64
     }
 
     /// One of them.

@@ -500,7 +500,7 @@ impl World {
         let time = self.time;
         let level = match () {
             () if !quorum => Level::One,
-            () if op % 7 == 0 && self.last.is_empty() && !self.looking => Level::All,
+            () if op.is_multiple_of(7) && self.last.is_empty() && !self.looking => Level::All,
             () => Level::Quorum,
         };
         self.trace.hash(&[3, time, node as u64, key]);
@@ -765,6 +765,7 @@ impl World {
         {
             let node = self.nodes.iter().position(|node| node.id == id).expect("members are nodes");
             self.nodes[node].gone = true;
+            self.trace.note(self.time, AUTHORITY, None, || format!("n{node} is empty and goes"));
             self.stop(node);
             self.distribute();
         }
@@ -1093,7 +1094,11 @@ impl World {
                 one.placements = vec![one.placements[*shard].clone()];
                 !is_whole(&one)
             })?;
-            return Some(format!("shard {shard} is not whole: {placement:?}"));
+            let member = |m: &crate::map::Member| format!("{} of n{} {:?}", m.no, m.about.id.0 - 1, m.standing);
+            let members: Vec<String> = map.members.iter().map(member).collect();
+            let gone: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].gone).collect();
+            let members = members.join(", ");
+            return Some(format!("shard {shard} is not whole: {} [{members}], gone {gone:?}", set(placement)));
         }
         if self.time - self.changed_at < 1_500 * MS {
             return Some("the map still changes".into());
