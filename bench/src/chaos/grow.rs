@@ -83,10 +83,16 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
         done.push(change(args, nodes, &load, name, |nodes| {
             nodes.start(node, &[0])?;
             load.use_nodes(node + 1);
+            // Before the first move is planned all is whole as well.
+            nodes.wait(WHOLE, 0, "does not see the shards spread", || {
+                let held = held(nodes)?;
+                let (least, most) = (held.iter().min()?, held.iter().max()?);
+                (held.len() == node + 1 && least * 10 >= most * 9).then_some(())
+            })?;
             nodes.wait_until_whole(WHOLE).map(drop)
         })?);
     }
-    let held = held(nodes)?;
+    let held = nodes.wait(WHOLE, 0, "does not tell its members", || held(nodes))?;
     let most = held.iter().max().copied().unwrap_or(0) as f64;
     let balance = most * held.len() as f64 / held.iter().sum::<u64>().max(1) as f64;
     done.push(change(args, nodes, &load, "drain of the 2nd", |nodes| drain(nodes, 1))?);
@@ -179,12 +185,10 @@ fn copies(nodes: &Nodes) -> Result<BTreeSet<(u64, u64)>, Failure> {
 }
 
 /// Copies of each node.
-fn held(nodes: &Nodes) -> Result<Vec<u64>, Failure> {
-    nodes.wait(WHOLE, 0, "does not tell its members", || {
-        let members = nodes.ask(0, "MEMBERS")?;
-        let up = members.as_array()?.iter().filter(|member| member["standing"] == "up");
-        up.map(|member| member["shards"].as_u64()).collect()
-    })
+fn held(nodes: &Nodes) -> Option<Vec<u64>> {
+    let members = nodes.ask(0, "MEMBERS")?;
+    let up = members.as_array()?.iter().filter(|member| member["standing"] == "up");
+    up.map(|member| member["shards"].as_u64()).collect()
 }
 
 /// What all nodes have sent to fill others.

@@ -1,0 +1,163 @@
+//! A cluster of real processes: what one acknowledged the others know, whoever dies; a side that is too small says so.
+//!
+//! Longer and under load: `gridkv-bench chaos`.
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+use support::resp::{Client, Reply};
+use support::{Node, until};
+
+const SHARDS: &str = "32";
+const KEYS: usize = 300;
+
+/// A node's place: what it keeps when it is killed.
+struct Place {
+    peer: String,
+    dir: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{pid}-{count}"));
+        std::fs::create_dir_all(&dir).expect("a directory in target/tmp");
+        // An address that only this process uses, and a port that the kernel gives to no client: it is free when a node returns.
+        let peer = format!("127.{}.{}.{}:7380", 1 + (pid >> 8 & 0x3f), pid & 0xff, count + 1);
+        Place { peer, dir }
+    }
+
+    fn start(&self, seeds: &[&Place]) -> Node {
+        let dir = self.dir.to_str().expect("a plain path");
+        let mut flags = vec!["--cores", "1", "--shards", SHARDS, "--peer-listen", &self.peer, "--dir", dir];
+        seeds.iter().for_each(|seed| flags.extend(["--seed", &seed.peer]));
+        Node::start(&flags)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // It stays when something still writes into it, and does no harm there.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Three nodes whose shards have all their copies.
+fn three() -> ([Place; 3], [Node; 3]) {
+    let places = [Place::new(), Place::new(), Place::new()];
+    let first = places[0].start(&[]);
+    let second = places[1].start(&[&places[0]]);
+    let third = places[2].start(&[&places[0], &places[1]]);
+    let nodes = [first, second, third];
+    nodes.iter().for_each(|node| whole(node, 3));
+    (places, nodes)
+}
+
+fn status(node: &Node) -> Option<Value> {
+    match node.connect().call(&["CLUSTER", "GRIDKV", "STATUS"]) {
+        Reply::Bulk(json) => Some(serde_json::from_slice(&json).expect("the status is JSON")),
+        _ => None,
+    }
+}
+
+/// Waits until a node sees so many nodes, and all copies that they should hold.
+fn whole(node: &Node, count: usize) {
+    until("every shard has its copies", || {
+        let status = status(node)?;
+        let all = status["members"]["alive"] == count && status["members"]["present"] == count;
+        let none = |what: &str| status["shards"][what] == 0;
+        (all && none("degraded") && none("filling") && none("moving")).then_some(())
+    });
+}
+
+fn set(client: &mut Client, key: usize, value: &str) {
+    assert_eq!(client.call(&["SET", &format!("key:{key}"), value]), Reply::ok());
+}
+
+fn assert_holds(node: &Node, value: &str) {
+    let mut client = node.connect();
+    for key in 0..KEYS {
+        assert_eq!(client.call(&["GET", &format!("key:{key}")]), Reply::bulk(value), "key:{key}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_outlives_each_node_in_turn() {
+    let (places, mut nodes) = three();
+    for victim in 0..3 {
+        let value = format!("round {victim}");
+        let survivor = (victim + 1) % 3;
+        let mut client = nodes[victim].connect();
+        (0..KEYS / 2).for_each(|key| set(&mut client, key, &value));
+        nodes[victim].signal(libc::SIGKILL);
+        nodes[victim].wait();
+        // Two of three are enough, as soon as they know that the third is gone.
+        let mut client = nodes[survivor].connect();
+        for key in KEYS / 2..KEYS {
+            until("a quorum acknowledges", || {
+                (client.call(&["SET", &format!("key:{key}"), &value]) == Reply::ok()).then_some(())
+            });
+        }
+        assert_holds(&nodes[survivor], &value);
+        let seeds: Vec<&Place> = (0..3).filter(|&at| at != victim).map(|at| &places[at]).collect();
+        nodes[victim] = places[victim].start(&seeds);
+        nodes.iter().for_each(|node| whole(node, 3));
+        nodes.iter().for_each(|node| assert_holds(node, &value));
+    }
+}
+
+#[test]
+fn a_node_without_a_quorum_says_so() {
+    let (_places, mut nodes) = three();
+    let mut client = nodes[0].connect();
+    set(&mut client, 1, "before");
+    for node in &mut nodes[1..] {
+        node.signal(libc::SIGKILL);
+        node.wait();
+    }
+    for command in [&["SET", "key:1", "after"][..], &["GET", "key:1"], &["DEL", "key:1"], &["INCR", "n"]] {
+        until("it is refused", || {
+            let reply = client.call(command);
+            assert!(reply.is_error(), "acknowledged by one of three: {command:?} {reply:?}");
+            let Reply::Error(text) = reply else { unreachable!("it is an error") };
+            (text.starts_with("CLUSTERDOWN") || text.starts_with("TRYAGAIN")).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_write_is_newer_than_what_another_node_acknowledged_before() {
+    let (_places, nodes) = three();
+    let mut clients = nodes.each_ref().map(Node::connect);
+    for round in 0..300 {
+        for at in 0..3 {
+            set(&mut clients[at], round, &format!("{round} by {at}"));
+        }
+        let found = clients[round % 3].call(&["GET", &format!("key:{round}")]);
+        assert_eq!(found, Reply::bulk(format!("{round} by 2")));
+    }
+}
+
+#[test]
+fn what_was_deleted_stays_deleted_when_a_node_returns() {
+    let (places, mut nodes) = three();
+    let mut client = nodes[0].connect();
+    (0..KEYS).for_each(|key| set(&mut client, key, "x"));
+    nodes[2].signal(libc::SIGKILL);
+    nodes[2].wait();
+    for key in 0..KEYS {
+        until("a quorum deletes", || (!client.call(&["DEL", &format!("key:{key}")]).is_error()).then_some(()));
+    }
+    nodes[2] = places[2].start(&[&places[0]]);
+    nodes.iter().for_each(|node| whole(node, 3));
+    for node in &nodes {
+        let mut client = node.connect();
+        for key in 0..KEYS {
+            assert_eq!(client.call(&["EXISTS", &format!("key:{key}")]), Reply::Integer(0), "key:{key}");
+        }
+    }
+}
