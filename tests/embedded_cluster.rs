@@ -1,5 +1,7 @@
 //! Nodes that an application embeds form a cluster by themselves: three in this one process, on sockets of loopback.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
@@ -11,7 +13,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn builder() -> Builder {
     let any = "127.0.0.1:0".parse().unwrap();
-    GridKv::builder().cores("1").unwrap().shards(32).unwrap().peer_listen(any)
+    GridKv::builder().cores("1").unwrap().shards(32).unwrap().peer_listen(any).http(any)
+}
+
+/// The lines of a node's metrics page that are about the cluster.
+fn cluster_metrics(db: &GridKv) -> Vec<String> {
+    let mut stream = TcpStream::connect(db.http_addr().expect("it has a page")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.contains("gridkv_uptime_seconds "), "{page}");
+    page.lines().filter(|line| line.contains("gridkv_cluster_")).map(str::to_owned).collect()
+}
+
+/// The number of a line of that page.
+fn metric(lines: &[String], name: &str) -> u64 {
+    let found = lines.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {name} in {lines:#?}")).parse().unwrap()
 }
 
 fn status(db: &GridKv) -> ClusterView {
@@ -89,6 +108,30 @@ fn what_one_node_writes_the_others_read() {
         for node in nodes {
             node.close().await.unwrap();
         }
+    });
+}
+
+#[test]
+fn the_metrics_page_shows_the_cluster() {
+    let nodes = three();
+    block_on(async {
+        for i in 0..30 {
+            nodes[0].set(format!("key:{i}"), "v").await.unwrap();
+        }
+        let page = cluster_metrics(&nodes[0]);
+        assert!(metric(&page, "gridkv_cluster_operations_total") >= 30, "{page:#?}");
+        assert_eq!(metric(&page, "gridkv_cluster_shards"), 32);
+        assert_eq!(metric(&page, "gridkv_cluster_shards_normal"), 32);
+        assert_eq!(metric(&page, "gridkv_cluster_members_alive"), 3);
+        assert_eq!(metric(&page, "gridkv_cluster_isolated"), 0);
+        assert!(metric(&page, "gridkv_cluster_links_up_total") >= 2, "{page:#?}");
+        assert!(metric(&page, "gridkv_cluster_gossip_received_total") > 0, "{page:#?}");
+        let stored = |node| metric(&cluster_metrics(node), "gridkv_cluster_replica_writes_total");
+        assert!(stored(&nodes[1]) + stored(&nodes[2]) >= 30, "a write is acknowledged by one of the others");
+        let leaders: u64 = nodes.iter().map(|node| metric(&cluster_metrics(node), "gridkv_cluster_leader")).sum();
+        assert_eq!(leaders, 1);
+        let alone = GridKv::builder().cores("1").unwrap().http("127.0.0.1:0".parse().unwrap()).start().unwrap();
+        assert_eq!(cluster_metrics(&alone), Vec::<String>::new());
     });
 }
 

@@ -17,6 +17,7 @@
 //! calls, and nothing of this is on their way.
 
 mod directory;
+pub(crate) mod metrics;
 pub(crate) mod plane;
 pub(crate) mod requests;
 pub(crate) mod start;

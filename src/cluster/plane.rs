@@ -22,6 +22,7 @@ use gridkv_net::gossip::Gossip;
 use gridkv_net::peer::Links;
 
 use super::directory::DiskThread;
+use super::metrics::Gossiped;
 use super::{CONTROL, ClusterView, post, prefix};
 use crate::cores::CoreRc;
 use crate::handle::unix_ms;
@@ -356,6 +357,20 @@ pub(crate) fn facts(core: &CoreRc) -> Option<ClusterView> {
         isolated: control.is_isolated(),
         disk_failed: plane.as_ref()?.disk.failed(),
         cores: Vec::new(),
+    })
+}
+
+/// What the membership has counted.
+pub(crate) fn gossiped(core: &CoreRc) -> Option<Gossiped> {
+    let plane = core.plane.borrow();
+    let Plane { control, gossip, .. } = plane.as_ref()?;
+    let membership = control.membership()?;
+    let suspects = membership.members().filter(|member| member.state == membership::State::Suspect).count();
+    Some(Gossiped {
+        doubt: membership.doubt(),
+        suspects: suspects as u64,
+        refused: membership.refused(),
+        datagrams: gossip.counters(),
     })
 }
 

@@ -37,7 +37,7 @@ use gridkv_net::session::{Answer, Limits, Session};
 use super::backplane::Plane;
 use super::launch::Seat;
 use super::{Core, CoreRc, Counted, serve};
-use crate::metrics::{NodeMetrics, render_prometheus};
+use crate::metrics::NodeMetrics;
 use crate::node::Clients;
 use crate::server::clients::ClientView;
 use crate::server::gather::each_core;
@@ -696,7 +696,8 @@ fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
         answer_later(core, conn, 0, async move {
             let started = asked.state.borrow().settings.facts.started;
             let cores = each_core(&asked, |core| core.metrics()).await;
-            let metrics = render_prometheus(&NodeMetrics { cores, uptime: started.elapsed() });
+            let node = NodeMetrics { cores, uptime: started.elapsed() };
+            let metrics = crate::cluster::metrics::render(&asked, &node).await;
             let mut out = Vec::new();
             http::respond(&request, http::Content { metrics: &metrics, ready }, &mut out);
             out

@@ -144,19 +144,52 @@ fn serving(placement: &Placement, view: &ClusterView) -> usize {
     placement.replicas.iter().filter(|replica| !replica.filling && view.alive.contains(&replica.node)).count()
 }
 
+/// How many shards are how, as a node sees them. All but `normal` may overlap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShardCounts {
+    pub(crate) total: usize,
+    /// Not moving, and all copies complete and in reach.
+    pub(crate) normal: usize,
+    pub(crate) moving: usize,
+    pub(crate) filling: usize,
+    /// Fewer complete copies in reach than the cluster has room for.
+    pub(crate) degraded: usize,
+    /// No quorum for reads, or none for writes.
+    pub(crate) blocked: usize,
+    /// Times that data was given up for lost.
+    pub(crate) losses: u64,
+}
+
+/// Counts the shards.
+pub(crate) fn shard_counts(view: &ClusterView) -> ShardCounts {
+    let map = &view.map;
+    let copies = usize::from(map.quorums.n).min(map.present().count());
+    let count = |of: &dyn Fn(&Placement) -> bool| map.placements.iter().filter(|placement| of(placement)).count();
+    let is_filling = |placement: &Placement| placement.written().any(|node| placement.is_filling(node));
+    let is_degraded = |placement: &Placement| serving(placement, view) < copies;
+    let is_normal =
+        |p: &Placement| p.stage == Stage::Normal && !is_filling(p) && !is_degraded(p) && !is_blocked(p, view);
+    ShardCounts {
+        total: map.placements.len(),
+        normal: count(&is_normal),
+        moving: count(&|placement| placement.stage != Stage::Normal),
+        filling: count(&is_filling),
+        degraded: count(&is_degraded),
+        blocked: count(&|placement| is_blocked(placement, view)),
+        losses: map.placements.iter().map(|placement| u64::from(placement.losses)).sum(),
+    }
+}
+
 fn status(view: &ClusterView) -> Value {
     let map = &view.map;
-    let count = |of: &dyn Fn(&Placement) -> bool| map.placements.iter().filter(|placement| of(placement)).count();
+    let shards = shard_counts(view);
     let present = map.present().count();
-    let copies = usize::from(map.quorums.n).min(present);
-    let blocked = count(&|placement| is_blocked(placement, view));
-    let degraded = count(&|placement| serving(placement, view) < copies);
     let few = present < usize::from(map.quorums.n);
     let state = match () {
         () if view.me.0 == 0 => "joining",
         () if view.isolated => "isolated",
-        () if blocked > 0 => "blocked",
-        () if degraded > 0 => "degraded",
+        () if shards.blocked > 0 => "blocked",
+        () if shards.degraded > 0 => "degraded",
         // All is as well as it can be, and yet there are fewer copies than were asked for.
         () if few => "too few nodes",
         () => "ok",
@@ -180,12 +213,12 @@ fn status(view: &ClusterView) -> Value {
         "voters": map.voters.iter().map(|seat| seat.0).collect::<Vec<_>>(),
         "next_voters": map.next_voters.iter().map(|seat| seat.0).collect::<Vec<_>>(),
         "shards": {
-            "total": map.placements.len(),
-            "degraded": degraded,
-            "blocked": blocked,
-            "filling": count(&|placement| placement.written().any(|node| placement.is_filling(node))),
-            "moving": count(&|placement| placement.stage != Stage::Normal),
-            "losses": map.placements.iter().map(|placement| u64::from(placement.losses)).sum::<u64>(),
+            "total": shards.total,
+            "degraded": shards.degraded,
+            "blocked": shards.blocked,
+            "filling": shards.filling,
+            "moving": shards.moving,
+            "losses": shards.losses,
         },
         "here": {
             "operations": sum(|core| core.coordinator.begun),

@@ -283,7 +283,7 @@ fn shards(view: &ClusterView, out: &mut dyn Reply) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::net::SocketAddr;
     use std::sync::Arc;
 

@@ -46,6 +46,9 @@ use gridkv_engine::command::number::parse_i64;
 use gridkv_engine::reply::Reply;
 use gridkv_net::resp::{Protocol, Writer};
 
+pub(crate) use admin::shard_counts;
+#[cfg(test)]
+pub(crate) use cluster::tests::three as cluster_view_of_three;
 pub(crate) use slow::note;
 
 use crate::cores::CoreRc;
