@@ -82,9 +82,7 @@ pub(crate) fn serve(
                 let value = if whole { entry.value } else { &[] };
                 Stored { hash, entry: Entry { key: &[], value, ..entry } }
             });
-            // Whether the value is there is told by the flag that the question had.
-            let ask = Ask { left_ms: u32::from(whole), ..ask };
-            cx.out.send(&[from], Class::Answer, &Message::Found(ask, found));
+            cx.out.send(&[from], Class::Answer, &Message::Found(ask, found, whole));
         }
         Message::Digest(_) => {
             let (digest, floor) = (cx.store.digest(ask.shard), cx.store.tombstone_floor(ask.shard));

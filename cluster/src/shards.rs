@@ -356,7 +356,7 @@ impl Shards {
             _ if ask.op & MACHINES == REPAIR => self.repair.on_answer(cx, from, message),
             Message::Wrote(ask) if ask.op & HINT != 0 => cx.hints.on_answer(from, ask.op, true),
             Message::Wrote(ask) => self.coordinator.on_wrote(cx, from, ask),
-            Message::Found(ask, found) => self.coordinator.on_found(cx, from, ask, found, ask.left_ms == 1),
+            Message::Found(ask, found, whole) => self.coordinator.on_found(cx, from, ask, found, whole),
             Message::Ordered(ask, answer) => self.coordinator.on_ordered(cx, from, ask, answer),
             // A hint that met another epoch or a full replica waits for the next look.
             Message::Refused(ask, Why::Stale | Why::Behind | Why::Full | Why::Busy) if ask.op & HINT != 0 => {}

@@ -228,8 +228,8 @@ pub enum Message<'a> {
     Wrote(Ask),
     /// What is stored under this key? With its value, or its version only.
     Read(Ask, KeyHash, &'a [u8], bool),
-    /// That is stored; `None` when nothing is. The key is left out.
-    Found(Ask, Option<Stored<'a>>),
+    /// That is stored; `None` when nothing is. The key is left out, and the value unless it was asked for.
+    Found(Ask, Option<Stored<'a>>, bool),
     /// Run this request as the orderer of the shard. What the bytes mean is between the drivers.
     Order(Ask, KeyHash, &'a [u8]),
     /// What came of it.
@@ -285,7 +285,7 @@ impl<'a> Message<'a> {
             Message::Write(ask, ..)
             | Message::Wrote(ask)
             | Message::Read(ask, ..)
-            | Message::Found(ask, _)
+            | Message::Found(ask, ..)
             | Message::Order(ask, ..)
             | Message::Ordered(ask, _)
             | Message::Refused(ask, _)
@@ -344,10 +344,13 @@ impl<'a> Message<'a> {
                 (head.hash, head.flag) = (hash.0, if whole { WHOLE } else { 0 });
                 (key, &[])
             }
-            Message::Found(_, None) => (&[], &[]),
-            Message::Found(_, Some(stored)) => {
+            Message::Found(_, None, whole) => {
+                head.flag = if whole { WHOLE } else { 0 };
+                (&[], &[])
+            }
+            Message::Found(_, Some(stored), whole) => {
                 head.stored(&stored);
-                head.flag |= PRESENT;
+                head.flag |= if whole { PRESENT | WHOLE } else { PRESENT };
                 (&[], stored.entry.value)
             }
             Message::Order(_, hash, bytes) => {
@@ -423,7 +426,7 @@ impl<'a> Message<'a> {
             1 => Message::Write(ask, stored),
             2 => Message::Wrote(ask),
             3 => Message::Read(ask, KeyHash(head.hash), key, head.flag & WHOLE != 0),
-            4 => Message::Found(ask, (head.flag & PRESENT != 0).then_some(stored)),
+            4 => Message::Found(ask, (head.flag & PRESENT != 0).then_some(stored), head.flag & WHOLE != 0),
             5 => Message::Order(ask, KeyHash(head.hash), rest),
             6 => Message::Ordered(ask, rest),
             7 => Message::Refused(ask, Why::from_u8(head.flag).ok_or(field)?),
@@ -541,8 +544,8 @@ mod tests {
             Message::Wrote(ask),
             Message::Read(ask, KeyHash(4), b"key", true),
             Message::Read(ask, KeyHash(4), b"", false),
-            Message::Found(ask, None),
-            Message::Found(ask, Some(Stored { entry: bare, ..stored })),
+            Message::Found(ask, None, true),
+            Message::Found(ask, Some(Stored { entry: bare, ..stored }), false),
             Message::Order(ask, KeyHash(8), b"INCR"),
             Message::Ordered(ask, b":1\r\n"),
             Message::Refused(ask, Why::Behind),
