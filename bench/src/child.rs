@@ -150,7 +150,8 @@ pub(crate) fn ours(node: Option<&Path>) -> Result<PathBuf, Failure> {
     if is_program(&program) {
         return Ok(program);
     }
-    let what = "there is no such program; build it with `cargo build --release -p gridkv-node`, or name it with --node PATH";
+    let what =
+        "there is no such program; build it with `cargo build --release -p gridkv-node`, or name it with --node PATH";
     Err(Failure::Program { program: program.display().to_string(), what: what.into() })
 }
 

@@ -155,8 +155,8 @@ fn change(
 }
 
 fn drain(nodes: &mut Nodes, node: usize) -> Result<(), Failure> {
-    let (no, _) = nodes.wait(WHOLE, 0, "does not know who is to be drained", || nodes.life(0, node))?;
-    let no = no.to_string();
+    let (life, _) = nodes.wait(WHOLE, 0, "does not know who is to be drained", || nodes.life(0, node))?;
+    let no = life.to_string();
     nodes.wait(WHOLE, 0, "does not drain", || {
         let answer = nodes.call(0, &[b"CLUSTER", b"GRIDKV", b"DRAIN", no.as_bytes()])?;
         let told = matches!(&answer, Answer::Error(text) if text.contains("already"));
@@ -164,7 +164,7 @@ fn drain(nodes: &mut Nodes, node: usize) -> Result<(), Failure> {
     })?;
     nodes.wait(WHOLE, 0, "does not see the drained node empty", || {
         let members = nodes.ask(0, "MEMBERS")?;
-        let member = members.as_array()?.iter().find(|member| member["no"].to_string() == no)?.clone();
+        let member = members.as_array()?.iter().find(|member| member["no"] == life)?.clone();
         let health = nodes.health(0)?;
         (member["shards"] == 0 && health.moving + health.filling == 0).then_some(())
     })
