@@ -1,6 +1,6 @@
 //! Redis clients that we did not write, against a node of ours: they are the judge of "it just works".
 //!
-//! Every test starts one node and hands its port to a program: pytest with redis-py, Node.js with
+//! Every test starts one node, or a cluster of three, and hands its port to a program: pytest with redis-py, Node.js with
 //! node-redis and ioredis, redis-cli, redis-benchmark. The programs are not part of a Rust toolchain, so
 //! these tests are ignored by a plain `cargo test`; `scripts/test` installs the programs and runs them.
 //!
@@ -12,7 +12,7 @@ mod support;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use support::{Node, root};
+use support::{Cluster, Node, root};
 
 /// Runs a program to its end; a failure shows all that it printed.
 fn run(command: &mut Command) -> String {
@@ -30,7 +30,7 @@ fn checked(command: &Command, output: Output) -> String {
 /// Runs the redis-py tests against the node and says how they went.
 fn redis_py(node: &Node) {
     let text = run(Command::new(root().join(".venv/bin/python"))
-        .args(["-m", "pytest"])
+        .args(["-m", "pytest", "--ignore", "test_cluster.py"])
         .current_dir(root().join("tests/clients/python"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("GRIDKV_PORT", node.resp.port().to_string()));
@@ -56,11 +56,59 @@ fn redis_py_on_two_cores() {
 fn node_redis_and_ioredis() {
     let node = Node::with_cores(2);
     let text = run(Command::new("node")
-        .arg("--test")
+        .args(["--test", "clients.test.js"])
         .current_dir(root().join("tests/clients/node"))
         .env("GRIDKV_PORT", node.resp.port().to_string()));
+    println!("Node.js clients: {}", node_counts(&text));
+}
+
+/// How many tests passed and failed.
+fn node_counts(text: &str) -> String {
     let counts: Vec<&str> = text.lines().filter(|line| line.contains("pass ") || line.contains("fail ")).collect();
-    println!("Node.js clients: {}", counts.join(", "));
+    counts.join(", ")
+}
+
+/// The clients of Redis Cluster: each asks a node for the slots and then speaks to all three.
+#[test]
+#[ignore = "needs Python and redis-py, which scripts/test installs"]
+fn redis_py_in_a_cluster() {
+    let mut cluster = Cluster::of_three();
+    let text = run(Command::new(root().join(".venv/bin/python"))
+        .args(["-m", "pytest", "test_cluster.py"])
+        .current_dir(root().join("tests/clients/python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("GRIDKV_PORT", cluster.nodes[0].resp.port().to_string())
+        .env("GRIDKV_PORTS", cluster.ports()));
+    let summary = text.lines().last().unwrap_or_default();
+    println!("redis-py in a cluster: {summary}");
+    assert!(summary.contains("passed") && !summary.contains("skipped"), "{text}");
+    cluster.nodes.iter_mut().for_each(Node::assert_well);
+}
+
+#[test]
+#[ignore = "needs Node.js and its clients, which scripts/test installs"]
+fn node_redis_and_ioredis_in_a_cluster() {
+    let mut cluster = Cluster::of_three();
+    let text = run(Command::new("node")
+        .args(["--test", "cluster.test.js"])
+        .current_dir(root().join("tests/clients/node"))
+        .env("GRIDKV_PORTS", cluster.ports()));
+    println!("Node.js clients in a cluster: {}", node_counts(&text));
+    cluster.nodes.iter_mut().for_each(Node::assert_well);
+}
+
+#[test]
+#[ignore = "needs redis-cli, which scripts/test installs"]
+fn redis_cli_in_a_cluster() {
+    let cluster = Cluster::of_three();
+    // With `-c` it would follow redirections; there must be none to follow.
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        assert_eq!(run(redis_cli(node).args(["-c", "set", &format!("cli:{n}"), "v"])), "OK\n");
+    }
+    for node in &cluster.nodes {
+        assert_eq!(run(redis_cli(node).args(["mget", "cli:0", "cli:1", "cli:2"])), "v\nv\nv\n");
+        assert!(run(redis_cli(node).args(["cluster", "info"])).contains("cluster_size:3"));
+    }
 }
 
 fn redis_cli(node: &Node) -> Command {

@@ -4,6 +4,7 @@
 //!
 //! - [`Node`] owns one `gridkv-node` process. It is ready when the constructor returns, and gone when the
 //!   value is dropped, whatever the test did. When the test fails, the node's output is printed.
+//! - [`Cluster`] owns three of them that hold every key three times.
 //! - [`resp`] is a RESP client of our own, so small that it can send what a well-behaved client never would.
 //! - [`until`] waits for a condition; no test waits for an amount of time.
 //!
@@ -16,7 +17,7 @@ pub mod resp;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -65,6 +66,14 @@ pub fn node_binary() -> &'static Path {
 /// An address of this machine that nobody listens on at the moment.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+/// The same for a node's peers, which use one port for TCP and UDP.
+pub fn free_peer_address() -> SocketAddr {
+    until("a port that is free for TCP and UDP", || {
+        let address = free_address();
+        UdpSocket::bind(address).is_ok().then_some(address)
+    })
 }
 
 /// How many CPUs this process may use.
@@ -225,6 +234,60 @@ impl Node {
         }
         let mut client = self.connect();
         assert_eq!(client.call(&["PING"]), resp::Reply::Simple("PONG".into()));
+    }
+}
+
+/// Nodes that hold every key three times over. Gone when dropped, with their directories.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    directories: PathBuf,
+}
+
+impl Cluster {
+    /// Three nodes of one core each; when this returns, every shard has three whole copies and every node knows it.
+    pub fn of_three() -> Cluster {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directories =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{}-{count}", std::process::id()));
+        let mut cluster = Cluster { nodes: Vec::new(), directories };
+        let mut founder: Option<String> = None;
+        for n in 0..3 {
+            let peer = free_peer_address().to_string();
+            let directory = cluster.directories.join(n.to_string());
+            std::fs::create_dir_all(&directory).expect("a directory in target/tmp");
+            let directory = directory.to_str().expect("a path that can be printed");
+            let mut flags = vec!["--cores", "1", "--shards", "32", "--peer-listen", &peer, "--dir", directory];
+            if let Some(founder) = &founder {
+                flags.extend(["--seed", founder]);
+            }
+            cluster.nodes.push(Node::start(&flags));
+            founder.get_or_insert(peer);
+        }
+        for node in &cluster.nodes {
+            let mut client = node.connect();
+            until("three copies of every shard", || {
+                let info = client.call(&["CLUSTER", "INFO"]);
+                let ok = info.bytes().starts_with(b"cluster_state:ok\r\n");
+                let status = client.call(&["CLUSTER", "GRIDKV", "STATUS"]);
+                let status: serde_json::Value = serde_json::from_slice(status.bytes()).expect("JSON");
+                let whole = status["shards"]["degraded"] == 0 && status["shards"]["moving"] == 0;
+                (ok && whole && status["members"]["alive"] == 3).then_some(())
+            });
+        }
+        cluster
+    }
+
+    /// Where a node serves clients, for programs that are told so by their environment.
+    pub fn ports(&self) -> String {
+        self.nodes.iter().map(|node| node.resp.port().to_string()).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.clear();
+        let _ = std::fs::remove_dir_all(&self.directories);
     }
 }
 

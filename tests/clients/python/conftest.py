@@ -14,9 +14,9 @@ HOST = os.environ.get("GRIDKV_HOST", "127.0.0.1")
 PORT = int(os.environ["GRIDKV_PORT"])
 
 
-def connect(protocol=2, **options):
+def connect(protocol=2, port=PORT, **options):
     options.setdefault("socket_timeout", 30)
-    return redis.Redis(HOST, PORT, protocol=protocol, **options)
+    return redis.Redis(HOST, port, protocol=protocol, **options)
 
 
 def pytest_configure(config):
