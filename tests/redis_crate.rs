@@ -2,8 +2,9 @@
 
 mod support;
 
+use redis::cluster::{ClusterClient, cluster_pipe};
 use redis::{Commands, ExistenceCheck, ProtocolVersion, RedisResult, SetExpiry, SetOptions};
-use support::Node;
+use support::{Cluster, Node};
 
 fn client(node: &Node, protocol: ProtocolVersion) -> redis::Client {
     let version = match protocol {
@@ -105,6 +106,46 @@ fn optimistic_locking_loses_no_update() -> RedisResult<()> {
         }
     });
     assert_eq!(client.get_connection()?.get::<_, i64>(KEY)?, 200);
+    Ok(())
+}
+
+/// The crate's client for Redis Cluster: it asks one node for the slots and speaks to all three.
+#[test]
+fn a_cluster_serves_clients_that_know_clusters() -> RedisResult<()> {
+    let cluster = Cluster::of_three();
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| format!("redis://{}", node.resp)).collect();
+    for url in &urls {
+        let mut c = ClusterClient::new(vec![url.as_str()])?.get_connection()?;
+        for n in 0..500 {
+            let () = c.set(format!("key:{n}"), format!("{n} from {url}"))?;
+        }
+        // Every node serves every key, whomever its slot belongs to.
+        for other in &urls {
+            let mut plain = redis::Client::open(other.as_str())?.get_connection()?;
+            for n in 0..500 {
+                assert_eq!(plain.get::<_, String>(format!("key:{n}"))?, format!("{n} from {url}"), "through {other}");
+            }
+        }
+        let () = c.mset(&[("{tag}a", 1), ("{tag}b", 2)])?;
+        assert_eq!(c.mget::<_, Vec<i64>>(&["{tag}a", "{tag}b"])?, [1, 2]);
+        let mut pipe = cluster_pipe();
+        (0..100).for_each(|n| {
+            pipe.set(format!("pipe:{n}"), n).ignore().get(format!("pipe:{n}"));
+        });
+        assert_eq!(pipe.query::<Vec<i64>>(&mut c)?, (0..100).collect::<Vec<i64>>());
+    }
+    std::thread::scope(|scope| {
+        for url in &urls {
+            scope.spawn(move || {
+                let mut c = ClusterClient::new(vec![url.as_str()]).and_then(|client| client.get_connection()).unwrap();
+                for _ in 0..100 {
+                    c.incr::<_, _, i64>("counter", 1).unwrap();
+                }
+            });
+        }
+    });
+    let mut c = ClusterClient::new(urls)?.get_connection()?;
+    assert_eq!(c.get::<_, i64>("counter")?, 300);
     Ok(())
 }
 
