@@ -134,8 +134,8 @@ fn a_write_is_newer_than_what_another_node_acknowledged_before() {
     let (_places, nodes) = three();
     let mut clients = nodes.each_ref().map(Node::connect);
     for round in 0..300 {
-        for at in 0..3 {
-            set(&mut clients[at], round, &format!("{round} by {at}"));
+        for (at, client) in clients.iter_mut().enumerate() {
+            set(client, round, &format!("{round} by {at}"));
         }
         let found = clients[round % 3].call(&["GET", &format!("key:{round}")]);
         assert_eq!(found, Reply::bulk(format!("{round} by 2")));
