@@ -22,7 +22,7 @@ use gridkv_engine::Millis;
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
-use gridkv_engine::store::{Merged, StoreError};
+use gridkv_engine::store::Merged;
 
 use crate::ids::NodeNo;
 use crate::map::Placement;
@@ -113,6 +113,8 @@ struct Op {
     phase: Phase,
     /// Whether a replica may have stored something of this operation.
     begun: bool,
+    /// A replica found its version too far in the future.
+    ahead: bool,
     /// It belongs to the epoch in which it began: in a later one another orderer may have run commands without it.
     ordered: bool,
     bytes: usize,
@@ -125,6 +127,8 @@ struct Joined {
     failed: Option<Outcome>,
     /// What was read, by the number of the key; `None` for writes.
     found: Option<Vec<Found>>,
+    /// Writes that are on a quorum.
+    written: usize,
 }
 
 /// A place for an operation; its generation tells a late answer from a fitting one.
@@ -295,6 +299,7 @@ impl Coordinator {
             tally,
             phase: Phase::Write { held, then, existed },
             begun: false,
+            ahead: false,
             ordered,
             bytes,
         };
@@ -327,27 +332,17 @@ impl Coordinator {
             return self.refuse(cx, number);
         }
         let entry = held.entry(&op.key);
-        if placement.names(cx.view.me) && !op.tally.has(cx.view.me) {
-            // Merging has headroom that clients have not.
-            let room = if first && !held.tombstone { cx.store.admit() } else { Ok(()) };
-            match room.and_then(|()| cx.planted.merge(cx.store, entry, cx.now.wall)) {
-                Ok(Merged::Applied | Merged::Stale) => {
-                    op.begun = true;
-                    op.tally.answer(cx.view.me);
-                }
-                Ok(Merged::BelowFloor) => op.tally.fail(cx.view.me),
-                Err(error) => {
-                    if !op.begun && first {
-                        let failure = match error {
-                            StoreError::Clock(_) => Failure::Clock,
-                            _ => Failure::Full,
-                        };
-                        return self.end(cx, number, Outcome::Failed(failure));
-                    }
-                    op.tally.fail(cx.view.me);
-                }
-            }
+        // Merging has headroom that clients have not.
+        if first && !held.tombstone && placement.names(cx.view.me) && cx.store.admit().is_err() {
+            return self.end(cx, number, Outcome::Failed(Failure::Full));
         }
+        if op.ordered {
+            // The next command that this node orders must see it.
+            self.store_own(cx, number);
+        }
+        let Some(op) = self.place(number) else { return };
+        let Phase::Write { held, .. } = &op.phase else { return };
+        let entry = held.entry(&op.key);
         let shard = cx.view.shard(op.hash);
         let left_ms = op.deadline.saturating_sub(cx.now.mono) as u32;
         let ask = Ask { op: number, shard, epoch: op.epoch, left_ms };
@@ -358,6 +353,41 @@ impl Coordinator {
             cx.hints.keep(cx.now, node, shard, &stored);
         }
         self.judge(cx, number);
+    }
+
+    /// Stores what is written in this core's own copy.
+    fn store_own(&mut self, cx: &mut Context<'_>, number: u64) {
+        let me = cx.view.me;
+        let Some(op) = self.place(number) else { return };
+        let Phase::Write { held, .. } = &op.phase else { return };
+        if !cx.view.placement_of(op.hash).names(me) || op.tally.has(me) || op.tally.has_failed(me) {
+            return;
+        }
+        match cx.planted.merge(cx.store, held.entry(&op.key), cx.now.wall) {
+            Ok(Merged::Applied | Merged::Stale) => {
+                op.begun = true;
+                op.tally.answer(me);
+            }
+            Ok(Merged::BelowFloor) | Err(_) => op.tally.fail(me),
+        }
+    }
+
+    /// Stores in this core's own copy once another replica has, or when no other can any more. So what a clock that is far ahead
+    /// has made is refused by the others before it is anywhere.
+    fn follow_own(&mut self, cx: &mut Context<'_>, number: u64) {
+        let me = cx.view.me;
+        let Some(op) = self.place(number) else { return };
+        if !matches!(op.phase, Phase::Write { .. }) {
+            return;
+        }
+        let placement = cx.view.placement_of(op.hash);
+        let alone = placement.written().all(|node| node == me || op.tally.has_failed(node));
+        if alone && op.ahead && op.tally.answered().is_empty() {
+            return self.end(cx, number, Outcome::Failed(Failure::Clock));
+        }
+        if alone || !op.tally.answered().is_empty() {
+            self.store_own(cx, number);
+        }
     }
 
     /// Reads a key.
@@ -388,9 +418,17 @@ impl Coordinator {
         if !self.admit(cx, token, bytes) {
             return;
         }
-        let found = keys.iter().map(|&(hash, key)| Found { hash, key: key.into(), value: None }).collect();
+        let since = cx.store.mint(cx.now.wall);
+        let nothing = |&(hash, key): &(KeyHash, &[u8])| Found {
+            hash,
+            key: key.into(),
+            value: None,
+            newest: Version::ZERO,
+            since,
+        };
+        let found = keys.iter().map(nothing).collect();
         // One more than there are keys: the last is taken below, so that nothing is ready before all have begun.
-        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None, found: Some(found) });
+        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None, found: Some(found), written: 0 });
         let (level, deadline) = (Level::Quorum, cx.now.mono + self.limits.timeout_ms);
         for (number, (hash, key)) in keys.iter().enumerate() {
             let then = Then::Join(number as u32);
@@ -412,10 +450,10 @@ impl Coordinator {
         if !self.admit(cx, token, bytes) {
             return;
         }
-        self.joined.insert(token, Joined { left: changes.len() + 1, failed: None, found: None });
+        self.joined.insert(token, Joined { left: changes.len() + 1, failed: None, found: None, written: 0 });
         let deadline = cx.now.mono + self.limits.timeout_ms;
-        for Changed { hash, key, value, expires_at } in changes {
-            let version = cx.store.mint(cx.now.wall);
+        for Changed { hash, key, value, expires_at, version } in changes {
+            let version = version.unwrap_or_else(|| cx.store.mint(cx.now.wall));
             let tombstone = value.is_none();
             let held = Held { value: value.unwrap_or_default(), version, expires_at, tombstone };
             let writing = Writing { token, level, deadline, then: Some(Then::Join(0)), existed: false, ordered };
@@ -428,6 +466,7 @@ impl Coordinator {
     fn join(&mut self, cx: &mut Context<'_>, token: u64, failed: Option<Outcome>) {
         let Some(joined) = self.joined.get_mut(&token) else { return };
         joined.left -= 1;
+        joined.written += usize::from(failed.is_none());
         // Of several bad ends the one that leaves more open is told.
         if failed.is_some() && !matches!(joined.failed, Some(Outcome::Unknown { .. })) {
             joined.failed = failed;
@@ -435,6 +474,10 @@ impl Coordinator {
         if joined.left == 0 {
             let Some(joined) = self.joined.remove(&token) else { return };
             let outcome = match (joined.failed, joined.found) {
+                // The last of them is nobody's: see `commit`.
+                (Some(Outcome::Failed(_)), None) if joined.written > 1 => {
+                    Outcome::Unknown { have: joined.written - 1, need: joined.written }
+                }
                 (Some(failed), _) => failed,
                 (None, Some(found)) => Outcome::Ready(found),
                 (None, None) => Outcome::Committed,
@@ -458,6 +501,7 @@ impl Coordinator {
             tally,
             phase: Phase::Collect { versions: Vec::new(), best: None, then: reading.then },
             begun: false,
+            ahead: false,
             ordered: false,
             bytes,
         };
@@ -524,6 +568,7 @@ impl Coordinator {
             tally: of_read(cx, placement, Level::One),
             phase: Phase::Order { to },
             begun: true,
+            ahead: false,
             ordered: false,
             bytes: request.len(),
         };
@@ -556,6 +601,10 @@ impl Coordinator {
         let Some(op) = self.place(ask.op) else { return };
         if op.epoch != ask.epoch || found.is_some_and(|stored| stored.hash != op.hash) {
             return;
+        }
+        if op.deadline <= cx.now.mono {
+            // This process stood still: what is found now may be long past.
+            return self.expire(cx, ask.op);
         }
         let version = found.map_or(Version::ZERO, |stored| stored.entry.version);
         match &mut op.phase {
@@ -607,6 +656,7 @@ impl Coordinator {
                 if let Phase::Fetch { .. } = op.phase {
                     return self.restart(cx, ask.op);
                 }
+                op.ahead |= why == Why::Ahead;
                 op.tally.fail(from);
                 if matches!(op.phase, Phase::Collect { .. }) {
                     return self.send_read(cx, ask.op, true);
@@ -626,6 +676,7 @@ impl Coordinator {
 
     /// Looks whether an operation has enough answers, or cannot get them any more.
     fn judge(&mut self, cx: &mut Context<'_>, number: u64) {
+        self.follow_own(cx, number);
         let Some(op) = self.place(number) else { return };
         match (op.tally.standing(), &mut op.phase) {
             (Standing::Open, _) => {}
@@ -726,6 +777,10 @@ impl Coordinator {
                 let failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
                 let place =
                     self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
+                let place = place.map(|place| {
+                    place.newest = version;
+                    place
+                });
                 if let (Some(place), Some(held)) = (place, found.filter(|_| live)) {
                     let Held { value, version, expires_at, .. } = held;
                     place.value = Some(Value { bytes: value, version, expires_at });
@@ -842,6 +897,7 @@ impl Coordinator {
                         let stored = Stored { hash: op.hash, entry: held.entry(&op.key) };
                         cx.hints.keep(cx.now, node, cx.view.shard(op.hash), &stored);
                         op.tally.fail(node);
+                        self.judge(cx, number);
                     }
                 }
                 Phase::Order { .. } | Phase::Fetch { .. } => {}

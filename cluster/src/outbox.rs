@@ -72,6 +72,20 @@ pub struct Found {
     pub key: Box<[u8]>,
     /// What is there to read.
     pub value: Option<Value>,
+    /// The newest version seen, of a tombstone too.
+    pub newest: Version,
+    /// Made before the key was read: the version of what the command writes, if nothing newer was seen.
+    pub since: Version,
+}
+
+impl Found {
+    /// The version for what a command writes under this key; `None` when it takes a new one.
+    ///
+    /// It dates from before the key was read. If this process stands still between reading and writing, what others wrote
+    /// meanwhile is newer, and what it writes on old knowledge does not replace it.
+    pub fn version(&self) -> Option<Version> {
+        (self.since > self.newest).then_some(self.since)
+    }
 }
 
 /// What a command changed: the value that a key has now.
@@ -85,6 +99,8 @@ pub struct Changed {
     pub value: Option<Vec<u8>>,
     /// When it expires, in unix milliseconds; 0 = never.
     pub expires_at: Millis,
+    /// See [`Found::version`].
+    pub version: Option<Version>,
 }
 
 /// A value that was read.

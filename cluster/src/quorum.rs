@@ -174,6 +174,11 @@ impl Tally {
         self.answered.contains(&node)
     }
 
+    /// Whether that replica will not do what was asked.
+    pub fn has_failed(&self, node: NodeNo) -> bool {
+        self.failed.contains(&node)
+    }
+
     /// Who has answered, in order.
     pub fn answered(&self) -> &[NodeNo] {
         &self.answered

@@ -276,9 +276,9 @@ impl Shards {
     /// Replaces what was found by what this core's store has meanwhile, where that is newer: an ordered command sees all that
     /// ran before it.
     pub fn freshest(&self, now: Now, store: &mut Store, found: &mut [Found]) {
-        for Found { hash, key, value } in found {
-            let known = value.as_ref().map_or(Version::ZERO, |value| value.version);
-            let Some(entry) = store.raw(*hash, key).filter(|entry| entry.version > known) else { continue };
+        for Found { hash, key, value, newest, .. } in found {
+            let Some(entry) = store.raw(*hash, key).filter(|entry| entry.version > *newest) else { continue };
+            *newest = entry.version;
             let live = !entry.tombstone && (entry.expires_at == 0 || entry.expires_at > now.wall);
             let Entry { value: bytes, version, expires_at, .. } = entry;
             *value = live.then(|| Value { bytes: bytes.to_vec(), version, expires_at });

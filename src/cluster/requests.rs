@@ -26,6 +26,7 @@ use gridkv_cluster::wire::{Ask, Why};
 use gridkv_engine::Millis;
 use gridkv_engine::command::{self, CommandId, Flags, Spec};
 use gridkv_engine::hash::KeyHash;
+use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
 use gridkv_engine::store::Store;
 use gridkv_net::frame::{Batch, Frame, HEAD_LEN, Head, Kind, Status};
@@ -303,8 +304,14 @@ impl Requests {
                         lent.shards.forward(now, lent.store, number, hash, batch.bytes(), orderer, lent.out);
                     }
                     _ if class == Class::Blind => {
-                        let nothing = keys.iter().map(|&(hash, key)| Found { hash, key: key.into(), value: None });
-                        let nothing = nothing.collect();
+                        let nothing = |&(hash, key): &(KeyHash, &[u8])| Found {
+                            hash,
+                            key: key.into(),
+                            value: None,
+                            newest: Version::ZERO,
+                            since: Version::ZERO,
+                        };
+                        let nothing = keys.iter().map(nothing).collect();
                         self.requests.get(token).expect("begun above").payload = payload;
                         return self.execute(lent, token, nothing);
                     }
@@ -327,7 +334,7 @@ impl Requests {
         if ordered {
             lent.shards.freshest(lent.now, lent.store, &mut found);
         }
-        for Found { hash: _, key, value } in &found {
+        for Found { key, value, .. } in &found {
             if let Some(value) = value {
                 let entry = Entry {
                     key,
@@ -352,7 +359,8 @@ impl Requests {
             _ => (Status::Error, 0, serve::PANIC_REPLY.as_bytes().to_vec()),
         };
         let mut changes = Vec::new();
-        for Found { hash, key, value } in &found {
+        for place in &found {
+            let Found { hash, key, value, .. } = place;
             let before = value.as_ref().map(|value| value.version);
             let after = self.scratch.raw(*hash, key).filter(|entry| !entry.tombstone);
             if after.map(|entry| entry.version) != before {
@@ -361,6 +369,7 @@ impl Requests {
                     key: key.clone(),
                     value: after.map(|entry| entry.value.to_vec()),
                     expires_at: after.map_or(0, |entry| entry.expires_at),
+                    version: place.version(),
                 });
             }
         }

@@ -561,14 +561,16 @@ impl World {
         let (now, me) = (state.now(time), state.no);
         let Core { shards, store, .. } = &mut state.cores[core];
         shards.freshest(now, store, &mut found);
-        let Some(Found { hash, key, value }) = found.pop() else { return false };
+        let Some(found) = found.pop() else { return false };
+        let version = found.version();
+        let Found { hash, key, value, .. } = found;
         if shards.orderer(hash) != Ok(me) {
             return false;
         }
         let count = value.map_or(0, |value| value_of(&value.bytes)) + 1;
         let shard = shards.view().shard(hash).0;
         let token = state.token(Pending::Commit(asker, count));
-        let changed = Changed { hash, key, value: Some(count.to_le_bytes().to_vec()), expires_at: 0 };
+        let changed = Changed { hash, key, value: Some(count.to_le_bytes().to_vec()), expires_at: 0, version };
         let Core { shards, store, out, .. } = &mut state.cores[core];
         shards.commit(now, store, token, vec![changed], Level::Quorum, true, out);
         self.trace.note(time, node, Some(shard), || format!("run count -> {count}"));
