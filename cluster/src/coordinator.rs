@@ -113,8 +113,8 @@ struct Op {
     phase: Phase,
     /// Whether a replica may have stored something of this operation.
     begun: bool,
-    /// A replica found its version too far in the future.
-    ahead: bool,
+    /// Replicas that refused its version as too far in the future.
+    ahead: usize,
     /// It belongs to the epoch in which it began: in a later one another orderer may have run commands without it.
     ordered: bool,
     bytes: usize,
@@ -299,7 +299,7 @@ impl Coordinator {
             tally,
             phase: Phase::Write { held, then, existed },
             begun: false,
-            ahead: false,
+            ahead: 0,
             ordered,
             bytes,
         };
@@ -331,13 +331,12 @@ impl Coordinator {
             // Nothing was sent yet: better to say no than to leave a write behind that nobody vouches for.
             return self.refuse(cx, number);
         }
-        let entry = held.entry(&op.key);
         // Merging has headroom that clients have not.
         if first && !held.tombstone && placement.names(cx.view.me) && cx.store.admit().is_err() {
             return self.end(cx, number, Outcome::Failed(Failure::Full));
         }
-        if op.ordered {
-            // The next command that this node orders must see it.
+        // The next command that this node orders must see it; and when nobody else can have it, this copy is the one.
+        if op.ordered || to.is_empty() {
             self.store_own(cx, number);
         }
         let Some(op) = self.place(number) else { return };
@@ -349,8 +348,9 @@ impl Coordinator {
         let stored = Stored { hash: op.hash, entry };
         op.begun |= !to.is_empty();
         cx.out.send(&to, Class::Request, &Message::Write(ask, stored));
-        for node in away {
-            cx.hints.keep(cx.now, node, shard, &stored);
+        if op.begun {
+            // What nobody has yet must not appear later.
+            away.iter().for_each(|&node| cx.hints.keep(cx.now, node, shard, &stored));
         }
         self.judge(cx, number);
     }
@@ -381,9 +381,14 @@ impl Coordinator {
             return;
         }
         let placement = cx.view.placement_of(op.hash);
+        let others = placement.written().filter(|&node| node != me).count();
         let alone = placement.written().all(|node| node == me || op.tally.has_failed(node));
-        if alone && op.ahead && op.tally.answered().is_empty() {
-            return self.end(cx, number, Outcome::Failed(Failure::Clock));
+        if alone && op.ahead > 0 && op.tally.answered().is_empty() && !op.ordered {
+            // Only if all have refused it, nobody has it.
+            let need = op.tally.need();
+            let refused = op.ahead >= others;
+            let outcome = if refused { Outcome::Failed(Failure::Clock) } else { Outcome::Unknown { have: 0, need } };
+            return self.end(cx, number, outcome);
         }
         if alone || !op.tally.answered().is_empty() {
             self.store_own(cx, number);
@@ -501,7 +506,7 @@ impl Coordinator {
             tally,
             phase: Phase::Collect { versions: Vec::new(), best: None, then: reading.then },
             begun: false,
-            ahead: false,
+            ahead: 0,
             ordered: false,
             bytes,
         };
@@ -568,7 +573,7 @@ impl Coordinator {
             tally: of_read(cx, placement, Level::One),
             phase: Phase::Order { to },
             begun: true,
-            ahead: false,
+            ahead: 0,
             ordered: false,
             bytes: request.len(),
         };
@@ -656,7 +661,7 @@ impl Coordinator {
                 if let Phase::Fetch { .. } = op.phase {
                     return self.restart(cx, ask.op);
                 }
-                op.ahead |= why == Why::Ahead;
+                op.ahead += usize::from(why == Why::Ahead && !op.tally.has_failed(from));
                 op.tally.fail(from);
                 if matches!(op.phase, Phase::Collect { .. }) {
                     return self.send_read(cx, ask.op, true);

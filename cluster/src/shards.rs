@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use gridkv_engine::Millis;
 use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount, ShardId};
-use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
 use gridkv_engine::store::Store;
 

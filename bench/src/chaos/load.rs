@@ -4,7 +4,7 @@
 //! found that takes connections. It is sequential, so of each of its keys it knows what a read may find
 //! ([`super::ledger`]). What counts is split by node, so that one side of a partition can be told from the other.
 //!
-//! [`Load::check`] reads every key from every node at the end.
+//! `check` reads every key from every node at the end.
 
 use std::collections::BTreeMap;
 use std::io;
