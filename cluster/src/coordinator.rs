@@ -368,6 +368,11 @@ impl Coordinator {
                 op.begun = true;
                 op.tally.answer(me);
             }
+            // As a replica does: see there.
+            Ok(Merged::BelowFloor) if held.tombstone => match cx.store.fill(held.entry(&op.key), cx.now.wall) {
+                Ok(_) => op.tally.answer(me),
+                Err(_) => op.tally.fail(me),
+            },
             Ok(Merged::BelowFloor) | Err(_) => op.tally.fail(me),
         }
     }

@@ -73,6 +73,12 @@ pub(crate) fn serve(
                 stats.writes += 1;
                 cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
             }
+            // A tombstone brings nothing back, and a read that found it at another replica has to get it onto a quorum. The
+            // next purge takes it away again.
+            Ok(Merged::BelowFloor) if stored.entry.tombstone => match cx.store.fill(stored.entry, cx.now.wall) {
+                Ok(_) => cx.out.send(&[from], Class::Answer, &Message::Wrote(ask)),
+                Err(error) => refuse(cx, from, ask, why_not(&error), ask.epoch),
+            },
             Ok(Merged::BelowFloor) => refuse(cx, from, ask, Why::BelowFloor, ask.epoch),
             Err(error) => refuse(cx, from, ask, why_not(&error), ask.epoch),
         },
