@@ -787,13 +787,13 @@ impl Coordinator {
                 let failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
                 let place =
                     self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
-                let place = place.map(|place| {
+                if let Some(place) = place {
                     place.newest = version;
-                    place
-                });
-                if let (Some(place), Some(held)) = (place, found.filter(|_| live)) {
-                    let Held { value, version, expires_at, .. } = held;
-                    place.value = Some(Value { bytes: value, version, expires_at });
+                    place.value = found.filter(|_| live).map(|held| Value {
+                        bytes: held.value,
+                        version: held.version,
+                        expires_at: held.expires_at,
+                    });
                 }
                 self.join(cx, op.token, failed);
             }

@@ -7,7 +7,7 @@
 //! There are no floats: every node that plans must come to the same answer, whatever its processor. The logarithm is a table of 257
 //! entries, made at compile time, with straight lines between them; it is monotone and wrong by less than 2^-18.
 //!
-//! Not here: load bounds, zones, who may take a shard at all ([`super::assign`]).
+//! Not here: load bounds, zones, who may take a shard at all ([`mod@super::assign`]).
 
 use crate::ids::NodeId;
 

@@ -11,7 +11,7 @@
 //! holds is a page of hashes and versions, and a window of writes. Every question names the shard epoch it began with, and an
 //! answer of another one ends it.
 //!
-//! What entries it takes depends on who asks ([`Kind`]): a replica that is filled takes what its sources hold, a repair
+//! What entries it takes depends on who asks (`Kind`): a replica that is filled takes what its sources hold, a repair
 //! keeps to the floor ([`gridkv_engine::store::Store::merge`]).
 //!
 //! Not here: with whom and when ([`crate::fill`], [`crate::repair`], [`crate::purge`]).
