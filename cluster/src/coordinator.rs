@@ -29,6 +29,7 @@ use crate::map::Placement;
 use crate::outbox::{Changed, Class, Failure, Found, Outcome, Value};
 use crate::planted::Bug;
 use crate::quorum::{Level, Standing, Tally};
+use crate::replica;
 use crate::shards::Context;
 use crate::wire::{Ask, Message, Stored, Why};
 
@@ -363,16 +364,11 @@ impl Coordinator {
         if !cx.view.placement_of(op.hash).names(me) || op.tally.has(me) || op.tally.has_failed(me) {
             return;
         }
-        match cx.planted.merge(cx.store, held.entry(&op.key), cx.now.wall) {
+        match replica::store(cx, held.entry(&op.key)) {
             Ok(Merged::Applied | Merged::Stale) => {
                 op.begun = true;
                 op.tally.answer(me);
             }
-            // As a replica does: see there.
-            Ok(Merged::BelowFloor) if held.tombstone => match cx.store.fill(held.entry(&op.key), cx.now.wall) {
-                Ok(_) => op.tally.answer(me),
-                Err(_) => op.tally.fail(me),
-            },
             Ok(Merged::BelowFloor) | Err(_) => op.tally.fail(me),
         }
     }

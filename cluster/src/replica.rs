@@ -68,20 +68,21 @@ pub(crate) fn serve(
         return true;
     }
     match *message {
-        Message::Write(_, stored) => match write(cx, fences, from, &ask, &stored.entry) {
-            Ok(Merged::Applied | Merged::Stale) => {
-                stats.writes += 1;
-                cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
-            }
-            // A tombstone brings nothing back, and a read that found it at another replica has to get it onto a quorum. The
-            // next purge takes it away again.
-            Ok(Merged::BelowFloor) if stored.entry.tombstone => match cx.store.fill(stored.entry, cx.now.wall) {
-                Ok(_) => cx.out.send(&[from], Class::Answer, &Message::Wrote(ask)),
+        Message::Write(_, stored) => {
+            let lets_in = ask.op & MACHINES == PURGE && fences.lets_in(from, &ask);
+            let stored = match lets_in {
+                true => cx.store.fill(stored.entry, cx.now.wall),
+                false => store(cx, stored.entry),
+            };
+            match stored {
+                Ok(Merged::Applied | Merged::Stale) => {
+                    stats.writes += 1;
+                    cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
+                }
+                Ok(Merged::BelowFloor) => refuse(cx, from, ask, Why::BelowFloor, ask.epoch),
                 Err(error) => refuse(cx, from, ask, why_not(&error), ask.epoch),
-            },
-            Ok(Merged::BelowFloor) => refuse(cx, from, ask, Why::BelowFloor, ask.epoch),
-            Err(error) => refuse(cx, from, ask, why_not(&error), ask.epoch),
-        },
+            }
+        }
         Message::Read(_, hash, key, whole) => {
             stats.reads += 1;
             let found = cx.store.raw(hash, key).map(|entry| {
@@ -127,17 +128,15 @@ pub(crate) fn serve(
     true
 }
 
-fn write(
-    cx: &mut Context<'_>,
-    fences: &Fences,
-    from: NodeNo,
-    ask: &Ask,
-    entry: &Entry<'_>,
-) -> Result<Merged, StoreError> {
-    if ask.op & MACHINES == PURGE && fences.lets_in(from, ask) {
-        return cx.store.fill(*entry, cx.now.wall);
+/// Stores an entry in this node's copy of its shard: a peer's, or one that this core coordinates.
+///
+/// A tombstone is taken below the floor, too: it brings nothing back, and a read that found it at another replica has to get it
+/// onto a quorum. The next purge takes it away again.
+pub(crate) fn store(cx: &mut Context<'_>, entry: Entry<'_>) -> Result<Merged, StoreError> {
+    match cx.planted.merge(cx.store, entry, cx.now.wall) {
+        Ok(Merged::BelowFloor) if entry.tombstone => cx.store.fill(entry, cx.now.wall),
+        merged => merged,
     }
-    cx.planted.merge(cx.store, *entry, cx.now.wall)
 }
 
 /// Whether this node may answer now; if not, why, and its own epoch of the shard.
@@ -162,12 +161,15 @@ fn admit(cx: &Context<'_>, ask: &Ask, message: &Message<'_>) -> Result<(), (Why,
     if !stores && placement.is_filling(cx.view.me) && !cx.planted.has(Bug::FillingVotes) {
         return Err((Why::Filling, epoch));
     }
-    if let Message::Write(_, stored) = message
-        && cx.view.shard(stored.hash) != ask.shard
-    {
-        return Err((Why::Broken, epoch));
-    }
-    Ok(())
+    // The table finds a place by the hash: one of another shard, or of another key, must not get as far as that.
+    let fits = match message {
+        Message::Write(_, stored) => {
+            cx.view.shard(stored.hash) == ask.shard && cx.store.locate(stored.entry.key) == stored.hash
+        }
+        Message::Read(_, hash, ..) => cx.view.shard(*hash) == ask.shard,
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err((Why::Broken, epoch)) }
 }
 
 fn refuse(cx: &mut Context<'_>, from: NodeNo, ask: Ask, why: Why, epoch: u64) {
@@ -222,3 +224,6 @@ fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask
 }
 
 const STREAM_STEP: usize = 16;
+
+#[cfg(test)]
+mod tests;

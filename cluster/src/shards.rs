@@ -364,6 +364,7 @@ impl Shards {
             Message::Order(ask, hash, request) => {
                 let why = match () {
                     _ if !cx.view.owned.contains(&ask.shard.0) => Some(Why::NotHere),
+                    _ if cx.view.shard(hash) != ask.shard => Some(Why::Broken),
                     _ if cx.view.placement_of(hash).epoch > ask.epoch => Some(Why::Stale),
                     _ if cx.view.placement_of(hash).epoch < ask.epoch => Some(Why::Behind),
                     _ if cx.view.placement_of(hash).orderer() != Some(cx.view.me) => Some(Why::NotHere),
