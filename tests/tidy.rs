@@ -179,3 +179,16 @@ fn scripts_can_be_run_and_stop_at_errors() {
     }
     complain("scripts", &wrong);
 }
+
+#[test]
+fn every_page_has_a_title_and_a_text() {
+    let pages = files(&root().join("docs")).into_iter().filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let empty: Vec<String> = pages
+        .filter(|path| {
+            let text = read(&root().join(path));
+            !text.starts_with("# ") || text.lines().filter(|line| !line.trim().is_empty()).count() < 3
+        })
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    complain("pages without a title or a text", &empty);
+}

@@ -224,6 +224,18 @@ impl Batch {
         }
     }
 
+    /// A batch of the frames that another node wrote.
+    ///
+    /// # Errors
+    /// [`FrameError`] for bytes that no batch has.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Batch, FrameError> {
+        let mut batch = Batch::new();
+        batch.bytes.extend_from_slice(bytes);
+        let frames = batch.frames().try_fold(0, |count, frame| frame.map(|_| count + 1))?;
+        batch.frames = frames;
+        Ok(batch)
+    }
+
     /// Adds a frame whose payload is `parts` end to end. `head.len` is set here.
     #[inline]
     pub fn push(&mut self, mut head: Head, kind: Kind, parts: &[&[u8]]) {
@@ -436,10 +448,9 @@ mod tests {
         batch.push_command(Head::default(), &[b"SET", b"key", b"value"]);
         let whole = batch.bytes().len();
         for cut in 1..whole {
-            let mut copy = AlignedVec::<16>::new();
-            copy.extend_from_slice(&batch.bytes()[..cut]);
-            assert!(Frames::new(&copy).next().unwrap().is_err(), "cut at {cut}");
+            assert!(Batch::from_bytes(&batch.bytes()[..cut]).is_err(), "cut at {cut}");
         }
+        assert_eq!(Batch::from_bytes(batch.bytes()).unwrap().len(), 1);
     }
 
     #[test]

@@ -41,8 +41,8 @@ use gridkv_engine::backend::Registry;
 use gridkv_engine::hash::Keyspace;
 use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
-use gridkv_net::frame::{Batch, Frame, Head};
-use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers};
+use gridkv_net::frame::{Batch, Frame};
+use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers, Priority};
 use gridkv_net::ring::RingPort;
 
 use crate::Error;
@@ -164,19 +164,9 @@ impl Member {
                 serve::guarded(&mut state.serving(), frame, &mut Vec::new(), &mut replies);
             }
             if let Some(Ok(reply)) = replies.frames().next() {
-                let head = frame.head;
-                let reply = requests::Reply {
-                    head: Head { conn: head.conn, slot: head.slot, index: head.index, ..head },
-                    status: reply.status(),
-                    aux: reply.head.aux,
-                    bytes: reply.payload.to_vec(),
-                };
-                match origin {
-                    Origin::Here => self.requests.here.push(reply),
-                    Origin::Sibling(core) => self.requests.siblings.push((core, reply)),
-                    Origin::Foreign(group, at) => self.requests.place(group, at, reply),
-                    Origin::Peer(..) => {}
-                }
+                let (status, aux, bytes) = (reply.status(), reply.head.aux, reply.payload.to_vec());
+                let (requests, mut lent) = self.lend(state);
+                requests.route(&mut lent, origin, requests::Reply { head: frame.head, status, aux, bytes });
             }
         }
     }
@@ -339,11 +329,12 @@ impl Member {
             let core = owner(send.shard.0, cores, self.shard_count);
             let sent = match self.links.get(&(send.to, core)) {
                 Some(&link) => {
-                    let parts: [&[u8]; 2] = [&prefix(DATA), bytes];
-                    // An answer that is lost costs the asker its patience, so it may use the reserve.
-                    match send.class {
-                        Class::Answer | Class::Request | Class::Background => links.send_parts(link, &parts).is_ok(),
-                    }
+                    let priority = match send.class {
+                        Class::Answer => Priority::Answer,
+                        Class::Request => Priority::Request,
+                        Class::Background => Priority::Background,
+                    };
+                    links.send(link, priority, &[&prefix(DATA), bytes]).is_ok()
                 }
                 None => false,
             };
@@ -458,6 +449,18 @@ pub(crate) fn post(core: &Core, to: usize, work: impl FnOnce(&CoreRc) + Send + '
             .detach();
         }
     }
+}
+
+/// Begins the requests that `write` puts down: of a session or a future of this core, for data that other nodes hold too.
+pub(crate) fn begin_here(core: &Core, state: &mut State, write: impl FnOnce(&mut Batch)) {
+    let mut batch = state.mesh.spare();
+    write(&mut batch);
+    if let Some(member) = &mut *core.member.borrow_mut() {
+        for frame in batch.frames() {
+            member.begin(state, &frame.expect("written just now"), Origin::Here);
+        }
+    }
+    state.mesh.recycle(batch);
 }
 
 /// The cluster's part of a turn, before output goes out. Deadlines are only looked at when the turn looks at the clock: a timer

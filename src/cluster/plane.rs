@@ -19,7 +19,7 @@ use gridkv_cluster::{membership, planner};
 use gridkv_engine::Millis;
 use gridkv_engine::store::StoreConfig;
 use gridkv_net::gossip::Gossip;
-use gridkv_net::peer::Links;
+use gridkv_net::peer::{Links, Priority};
 
 use super::directory::DiskThread;
 use super::metrics::Gossiped;
@@ -130,7 +130,7 @@ impl Plane {
         for (to, bytes) in std::mem::take(&mut self.outgoing) {
             let link = links.dial(to, 0);
             let queue = self.waiting.entry(to).or_default();
-            if queue.is_empty() && links.send_parts(link, &[&prefix(CONTROL), &bytes]).is_ok() {
+            if queue.is_empty() && links.send(link, Priority::Control, &[&prefix(CONTROL), &bytes]).is_ok() {
                 continue;
             }
             // The oldest says the least by now.
@@ -142,7 +142,7 @@ impl Plane {
         self.waiting.retain(|to, queue| {
             let link = links.dial(*to, 0);
             while let Some(bytes) = queue.front() {
-                if links.send_parts(link, &[&prefix(CONTROL), bytes]).is_err() {
+                if links.send(link, Priority::Control, &[&prefix(CONTROL), bytes]).is_err() {
                     return true;
                 }
                 queue.pop_front();

@@ -64,7 +64,7 @@ pub struct LinkConfig {
     pub max_queued_bytes: usize,
     /// Messages that may wait on a link before it is full.
     pub max_queued_frames: usize,
-    /// What control messages may use beyond both: this many bytes, and an eighth of the frames.
+    /// What [`Priority::Control`] may use beyond both: this many bytes, and an eighth of the frames.
     pub control_bytes: usize,
     /// Accepted connections whose Hello has not come.
     pub max_waiting: usize,
@@ -101,6 +101,19 @@ impl Default for LinkConfig {
             seed: 0,
         }
     }
+}
+
+/// How much of a link's queue a message may fill: what matters least is refused first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Half of it: work that is tried again by itself.
+    Background,
+    /// Three quarters: it can be refused, and whoever asked is told.
+    Request,
+    /// All of it: the work is done, and would be lost.
+    Answer,
+    /// All and a reserve: what the rest depends on.
+    Control,
 }
 
 /// Names a link of a core, for good.
@@ -414,28 +427,12 @@ impl Links {
         }
     }
 
-    /// Sends a message. It leaves with the next [`Links::flush`].
+    /// Sends a message that is `parts` end to end. It leaves with the next [`Links::flush`].
     ///
     /// # Errors
     /// See [`SendError`].
-    pub fn send(&mut self, link: LinkId, body: &[u8]) -> Result<(), SendError> {
-        self.enqueue(link, &[body], false)
-    }
-
-    /// Sends a message that is `parts` end to end.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub fn send_parts(&mut self, link: LinkId, parts: &[&[u8]]) -> Result<(), SendError> {
-        self.enqueue(link, parts, false)
-    }
-
-    /// Sends a message that may use the reserve of a full link. For the few on which the others depend.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub fn send_control(&mut self, link: LinkId, body: &[u8]) -> Result<(), SendError> {
-        self.enqueue(link, &[body], true)
+    pub fn send(&mut self, link: LinkId, priority: Priority, parts: &[&[u8]]) -> Result<(), SendError> {
+        self.enqueue(link, parts, priority)
     }
 
     /// Whether the link stands.
@@ -856,11 +853,13 @@ impl Links {
         }
     }
 
-    fn enqueue(&mut self, id: LinkId, parts: &[&[u8]], control: bool) -> Result<(), SendError> {
+    fn enqueue(&mut self, id: LinkId, parts: &[&[u8]], priority: Priority) -> Result<(), SendError> {
         let LinkConfig { max_frame, max_queued_bytes, max_queued_frames, control_bytes, .. } = self.config;
-        let (bytes, frames) = match control {
-            true => (max_queued_bytes + control_bytes, max_queued_frames + max_queued_frames / 8 + 1),
-            false => (max_queued_bytes, max_queued_frames),
+        let (bytes, frames) = match priority {
+            Priority::Control => (max_queued_bytes + control_bytes, max_queued_frames + max_queued_frames / 8 + 1),
+            Priority::Answer => (max_queued_bytes, max_queued_frames),
+            Priority::Request => (max_queued_bytes / 4 * 3, max_queued_frames / 4 * 3),
+            Priority::Background => (max_queued_bytes / 2, max_queued_frames / 2),
         };
         let body: usize = parts.iter().map(|part| part.len()).sum();
         let link = self.get_mut(id).filter(|link| link.stage == Stage::Up).ok_or(SendError::Down)?;

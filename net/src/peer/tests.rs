@@ -39,7 +39,7 @@ impl Peers for Owner {
         assert!(body.as_ptr().addr().is_multiple_of(ALIGN) && links.is_up(link));
         self.frames.push(body.to_vec());
         if self.echo {
-            links.send(link, body).unwrap();
+            links.send(link, Priority::Answer, &[body]).unwrap();
         }
     }
 }
@@ -212,7 +212,7 @@ fn a_dialled_link_comes_up_on_both_sides_and_carries_messages_both_ways() {
     server.owner.echo = true;
     let link = client.links.dial(addr, 0);
     assert_eq!(client.links.dial(addr, 0), link, "one link for one core of one node");
-    assert_eq!(client.links.send(link, b"early"), Err(SendError::Down));
+    assert_eq!(client.links.send(link, Priority::Answer, &[b"early"]), Err(SendError::Down));
     both(0, &mut client, &mut server, |client, server| client.up().is_some() && server.up().is_some());
     assert_eq!(client.owner.events, [LinkEvent::Up { link, peer: me(1), dialled: true }]);
     let accepted = server.up().unwrap();
@@ -220,7 +220,7 @@ fn a_dialled_link_comes_up_on_both_sides_and_carries_messages_both_ways() {
 
     for body in &bodies() {
         let (left, right) = body.split_at(body.len() / 3);
-        client.links.send_parts(link, &[left, right]).unwrap();
+        client.links.send(link, Priority::Answer, &[left, right]).unwrap();
     }
     both(0, &mut client, &mut server, |client, _| client.owner.frames.len() == SIZES.len());
     assert!(client.owner.frames == bodies() && server.owner.frames == bodies());
@@ -237,7 +237,7 @@ fn everything_sent_in_a_turn_leaves_with_one_send() {
     both(0, &mut client, &mut server, |client, server| client.up().is_some() && server.up().is_some());
     both(0, &mut client, &mut server, |client, server| !client.ring.has_work() && !server.ring.has_work());
     for _ in 0..100 {
-        client.links.send(link, b"message").unwrap();
+        client.links.send(link, Priority::Answer, &[b"message"]).unwrap();
     }
     let before = client.ring.counters().completions;
     both(0, &mut client, &mut server, |_, server| server.owner.frames.len() == 100);
@@ -259,7 +259,7 @@ fn a_link_to_another_core_is_handed_over_and_goes_on_there() {
     drop(first);
     both(0, &mut client, &mut second, |client, _| client.up().is_some());
     for body in &bodies() {
-        client.links.send(link, body).unwrap();
+        client.links.send(link, Priority::Answer, &[body]).unwrap();
     }
     both(0, &mut client, &mut second, |client, _| client.owner.frames.len() == SIZES.len());
     assert!(client.owner.frames == bodies());
@@ -346,7 +346,7 @@ fn a_link_whose_peer_does_not_read_becomes_full_and_empties_again() {
     let mut sent = 0;
     let mut full_turns = 0;
     client.until(0, |client| {
-        match client.links.send(link, &body) {
+        match client.links.send(link, Priority::Answer, &[&body]) {
             Ok(()) => (sent, full_turns) = (sent + 1, 0),
             Err(error) => {
                 assert_eq!(error, SendError::Full);
@@ -358,11 +358,11 @@ fn a_link_whose_peer_does_not_read_becomes_full_and_empties_again() {
     let queued = client.links.views().next().unwrap().queued_bytes;
     assert!((256 << 10..(256 << 10) + frame_len(body.len())).contains(&queued), "{queued}");
     let mut reserve = 0;
-    while client.links.send_control(link, &body).is_ok() {
+    while client.links.send(link, Priority::Control, &[&body]).is_ok() {
         reserve += 1;
     }
     assert!((control / (65 << 10)..=1 + control / (64 << 10)).contains(&reserve), "{reserve}");
-    assert_eq!(client.links.send(link, &vec![0; (65 << 20) + 1]), Err(SendError::TooLong));
+    assert_eq!(client.links.send(link, Priority::Answer, &[&vec![0; (65 << 20) + 1]]), Err(SendError::TooLong));
 
     let reader = std::thread::spawn(move || {
         let mut all = vec![0; (sent + reserve) * frame_len(64 << 10)];
@@ -372,15 +372,21 @@ fn a_link_whose_peer_does_not_read_becomes_full_and_empties_again() {
     client.until(0, |_| reader.is_finished());
     let _stream = reader.join().unwrap();
     client.until(0, |client| client.links.views().next().unwrap().queued_bytes == 0);
-    client.links.send(link, &body).unwrap();
+    client.links.send(link, Priority::Answer, &[&body]).unwrap();
 
-    // Small messages are bounded by their number.
-    let mut small = 0;
-    while client.links.send(link, b"").is_ok() {
-        small += 1;
+    // Small messages are bounded by their number, those that matter less by a part of it. One is queued already.
+    let mut queued = 1;
+    for (priority, most) in [
+        (Priority::Background, 500),
+        (Priority::Request, 750),
+        (Priority::Answer, 1000),
+        (Priority::Control, 1000 + 1000 / 8 + 1),
+    ] {
+        while client.links.send(link, priority, &[b""]).is_ok() {
+            queued += 1;
+        }
+        assert_eq!(queued, most, "{priority:?}");
     }
-    assert_eq!(small, 999);
-    assert!(client.links.send_control(link, b"").is_ok());
 }
 
 #[test]
@@ -393,7 +399,7 @@ fn a_closed_link_is_dialled_again_and_begins_anew() {
         let mut stream = accept(&listener, &mut client, now);
         stream.write_all(&welcome()).unwrap();
         client.until(now, |client| client.links.is_up(link));
-        client.links.send(link, &[round]).unwrap();
+        client.links.send(link, Priority::Answer, &[&[round]]).unwrap();
         client.links.flush(now, &mut client.ring.port(), &mut client.owner);
         client.until(now, |client| !client.ring.has_work());
         let mut got = vec![0; frame_len(1)];
@@ -403,7 +409,7 @@ fn a_closed_link_is_dialled_again_and_begins_anew() {
         drop(stream);
         client.until(now, |client| !client.links.is_up(link));
         assert_eq!(client.owner.events.last(), Some(&LinkEvent::Down { link, reason: Reason::Closed }));
-        assert_eq!(client.links.send(link, b"lost"), Err(SendError::Down));
+        assert_eq!(client.links.send(link, Priority::Answer, &[b"lost"]), Err(SendError::Down));
         assert_eq!(client.links.counters().dialled, u64::from(round), "not before the pause is over");
         now = client.links.next_deadline().unwrap();
     }
@@ -556,10 +562,13 @@ fn a_link_that_is_hung_up_ends_quietly_here_and_is_seen_there() {
     let mut client = Core::new(2, 0);
     let link = client.links.dial(addr, 0);
     both(0, &mut client, &mut server, |client, server| client.up().is_some() && server.up().is_some());
-    client.links.send(link, b"dropped").unwrap();
+    client.links.send(link, Priority::Answer, &[b"dropped"]).unwrap();
     client.links.hang_up(link);
     client.links.hang_up(link);
-    assert_eq!((client.links.send(link, b""), client.links.is_up(link)), (Err(SendError::Down), false));
+    assert_eq!(
+        (client.links.send(link, Priority::Answer, &[b""]), client.links.is_up(link)),
+        (Err(SendError::Down), false)
+    );
     both(0, &mut client, &mut server, |client, server| {
         client.ring.connections() == 0 && server.event(|e| matches!(e, LinkEvent::Down { reason: Reason::Closed, .. }))
     });
@@ -706,7 +715,7 @@ fn whatever_the_owners_do_messages_keep_their_order_and_nothing_is_left_over() {
                     }
                     let mut body = vec![0; 4 + random.below(20_000)];
                     body[..4].copy_from_slice(&next.1.to_le_bytes());
-                    next.1 += u32::from(node.links.send(view.link, &body).is_ok());
+                    next.1 += u32::from(node.links.send(view.link, Priority::Answer, &[&body]).is_ok());
                 }
             }
             80..83 => now += random.below(600) as u64,
