@@ -90,6 +90,8 @@ struct Request {
     stage: Stage,
     /// Until when it is tried again while its shard has no orderer.
     patience: Millis,
+    /// Its outcome depends on what it finds.
+    ordered: bool,
 }
 
 /// A reply on its way.
@@ -225,6 +227,7 @@ impl Requests {
             head: frame.head,
             payload: payload.to_vec(),
             stage,
+            ordered: false,
         };
         match frame.kind {
             Kind::Get => {
@@ -274,12 +277,15 @@ impl Requests {
             let hashed: Vec<(KeyHash, &[u8])> = keys.iter().map(|key| (keyspace.locate(key), *key)).collect();
             (class, hashed)
         });
+        request.ordered = plan.as_ref().is_ok_and(|(class, _)| *class == Class::Ordered);
         match plan {
             Err(text) => self.reply(token, Status::Error, 0, text.as_bytes().to_vec(), lent),
             Ok((class, keys)) => {
                 let shard = keyspace.shard(KeyHash(head.hash));
+                let apart = keys.iter().any(|(hash, _)| keyspace.shard(*hash) != shard);
                 let orderer = match class {
-                    Class::Ordered if keys.iter().any(|(hash, _)| keyspace.shard(*hash) != shard) => {
+                    // What a peer sends is run here whatever it is, so its keys have to be of the shard that it named.
+                    _ if apart && (is_peer || class == Class::Ordered) => {
                         let text = "CROSSSLOT Keys in request don't hash to the same slot; a hash tag {...} puts them together";
                         return self.reply(token, Status::Error, 0, text.into(), lent);
                     }
@@ -327,10 +333,9 @@ impl Requests {
     /// Runs a command on what was found, and writes what it changed.
     fn execute(&mut self, lent: &mut Lent<'_>, token: u32, mut found: Vec<Found>) {
         let Some(request) = self.requests.get(token) else { return };
-        let (kind, head) = (request.kind, request.head);
+        let (kind, head, ordered) = (request.kind, request.head, request.ordered);
         let payload = std::mem::take(&mut request.payload);
         let wall = lent.now.wall;
-        let ordered = plan_is_ordered(kind, &head, &payload);
         if ordered {
             lent.shards.freshest(lent.now, lent.store, &mut found);
         }
@@ -400,23 +405,22 @@ impl Requests {
 
     /// A peer wants a command run that this core orders.
     pub(crate) fn order(&mut self, lent: &mut Lent<'_>, from: NodeNo, ask: Ask, bytes: &[u8]) {
-        let mut aligned = rkyv_aligned(bytes);
-        let frame = gridkv_net::frame::Frames::new(aligned.as_mut()).next();
-        match frame {
-            Some(Ok(frame)) if matches!(frame.kind, Kind::Command | Kind::Exec) => {
-                let request = Request {
-                    patience: 0,
-                    origin: Origin::Peer(from, ask),
-                    kind: frame.kind,
-                    head: frame.head,
-                    payload: frame.payload.to_vec(),
-                    stage: Stage::Reading,
-                };
-                let token = self.requests.insert(request);
-                self.run(lent, token);
-            }
-            _ => lent.shards.answer_order(from, ask, Err(Why::Broken), lent.out),
-        }
+        let batch = Batch::from_bytes(bytes).unwrap_or_default();
+        let shard = lent.shards.view().keyspace();
+        let frame = batch.frames().flatten().next().filter(|frame| {
+            matches!(frame.kind, Kind::Command | Kind::Exec) && shard.shard(KeyHash(frame.head.hash)) == ask.shard
+        });
+        let Some(frame) = frame else { return lent.shards.answer_order(from, ask, Err(Why::Broken), lent.out) };
+        let token = self.requests.insert(Request {
+            patience: 0,
+            origin: Origin::Peer(from, ask),
+            kind: frame.kind,
+            head: frame.head,
+            payload: frame.payload.to_vec(),
+            stage: Stage::Reading,
+            ordered: false,
+        });
+        self.run(lent, token);
     }
 
     /// The shard's orderer is away or has changed: nothing was done, and it is tried again while there is time.
@@ -483,14 +487,18 @@ impl Requests {
         if status == Status::Error {
             lent.metrics.record_error(&bytes);
         }
-        let reply = Reply { head: request.head, status, aux, bytes };
-        match request.origin {
+        self.route(lent, request.origin, Reply { head: request.head, status, aux, bytes });
+    }
+
+    /// Sends a reply to who waits for it.
+    pub(crate) fn route(&mut self, lent: &mut Lent<'_>, origin: Origin, reply: Reply) {
+        match origin {
             Origin::Here => self.here.push(reply),
             Origin::Sibling(core) => self.siblings.push((core, reply)),
             Origin::Foreign(group, at) => self.place(group, at, reply),
             Origin::Peer(from, ask) => {
-                let mut answer = vec![status as u8];
-                answer.extend_from_slice(&aux.to_le_bytes());
+                let mut answer = vec![reply.status as u8];
+                answer.extend_from_slice(&reply.aux.to_le_bytes());
                 answer.extend_from_slice(&reply.bytes);
                 lent.shards.answer_order(from, ask, Ok(&answer), lent.out);
             }
@@ -498,7 +506,7 @@ impl Requests {
     }
 
     /// Puts a reply into its group; the last one sends them all.
-    pub(crate) fn place(&mut self, group: u32, at: u32, reply: Reply) {
+    fn place(&mut self, group: u32, at: u32, reply: Reply) {
         let Some(place) = self.groups.get(group) else { return };
         place.left -= 1;
         place.replies[at as usize] = Some(reply);
@@ -543,18 +551,6 @@ fn level_of(head: &Head) -> Level {
     }
 }
 
-/// A batch whose frames can be read, from bytes of any alignment.
-fn rkyv_aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
-    let mut aligned = rkyv::util::AlignedVec::with_capacity(bytes.len());
-    aligned.extend_from_slice(bytes);
-    aligned
-}
-
-fn plan_is_ordered(kind: Kind, head: &Head, payload: &[u8]) -> bool {
-    let frame = Frame { kind, head: *head, payload, payload_at: HEAD_LEN };
-    plan(&frame).is_ok_and(|(class, _)| class == Class::Ordered)
-}
-
 /// How a command is run, and on which keys.
 fn plan<'f>(frame: &Frame<'f>) -> Result<(Class, Vec<&'f [u8]>), String> {
     let mut args = Vec::new();
@@ -563,11 +559,17 @@ fn plan<'f>(frame: &Frame<'f>) -> Result<(Class, Vec<&'f [u8]>), String> {
     }
     let args = frame.args(&mut args).map_err(|error| format!("ERR {error}"))?;
     let spec = command::by_id(CommandId(frame.head.spec)).ok_or("ERR unknown command number")?;
+    fits(spec, args)?;
     let keys: BTreeSet<&[u8]> = spec.keys(args.len()).map(|at| args[at]).collect();
     if keys.len() > MAX_KEYS {
         return Err(format!("ERR a command in a cluster may name {MAX_KEYS} keys"));
     }
     Ok((class(spec, args), keys.into_iter().collect()))
+}
+
+/// Sessions look at it first; a peer may not have.
+fn fits(spec: &Spec, args: &[&[u8]]) -> Result<(), String> {
+    if spec.accepts(args.len()) { Ok(()) } else { Err(command::Refusal::arity(spec).text().to_owned()) }
 }
 
 fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class, Vec<&'f [u8]>), String> {
@@ -583,6 +585,7 @@ fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class
     let steps = packed.steps().map_err(|error| format!("ERR {error}"))?;
     for _ in 0..steps {
         if let Step::Command(spec) = packed.step(args).map_err(|error| format!("ERR {error}"))? {
+            fits(spec, args)?;
             keys.extend(spec.keys(args.len()).map(|at| args[at]));
             only_reads &= class(spec, args) == Class::Read;
         }

@@ -17,8 +17,7 @@ use gridkv_net::session::{Backplane, Client, Limits, Login, Request};
 
 use super::connections::Peer;
 use super::{CoreRc, State, serve, transaction};
-use crate::cluster::requests::Origin;
-use crate::cluster::{Member, NO_FLUSH};
+use crate::cluster::{self, Member, NO_FLUSH};
 use crate::server::{self, Caller};
 
 /// Arguments of this size make a command slow enough to be worth timing.
@@ -62,8 +61,7 @@ impl Plane<'_> {
 
     /// Begins a request for data of this core that other nodes hold too.
     fn replicated(&mut self, mut head: Head, request: Request<'_>) {
-        let mut batch = self.state.mesh.spare();
-        match request {
+        cluster::begin_here(self.core, self.state, |batch| match request {
             Request::Get(key) => batch.push(head, Kind::Get, &[key]),
             Request::Set(key, value) => {
                 head.a = key.len() as u32;
@@ -78,14 +76,7 @@ impl Plane<'_> {
                 head.flag = protocol.flag();
                 batch.push(head, Kind::Exec, &[packed]);
             }
-        }
-        if let Some(member) = &mut *self.core.member.borrow_mut() {
-            for frame in batch.frames() {
-                let frame = frame.expect("written just now");
-                member.begin(self.state, &frame, Origin::Here);
-            }
-        }
-        self.state.mesh.recycle(batch);
+        });
     }
 
     /// Whether a command may be slow enough to be timed: the clock costs as much as a short command.

@@ -13,7 +13,7 @@ use gridkv_net::mesh::{Busy, CoreId, Mesh};
 
 use super::waiters::{Answer, Group};
 use super::{CoreRc, LOCAL, State, serve};
-use crate::cluster::requests::Origin;
+use crate::cluster;
 use crate::handle::{Reply, SetArgs, SetOptions, SetOutcome, check_key, check_value, spec_of};
 use crate::metrics::CoreMetrics;
 use crate::{Error, Values};
@@ -389,8 +389,7 @@ impl Ask<'_> {
 
     /// For data of this core that other nodes hold too.
     fn begin(self, core: &CoreRc, state: &mut State, mut head: Head) {
-        let mut batch = state.mesh.spare();
-        match self {
+        cluster::begin_here(core, state, |batch| match self {
             Ask::Get(key) => batch.push(head, Kind::Get, &[key]),
             Ask::Set(key, value) => {
                 head.a = key.len() as u32;
@@ -400,13 +399,7 @@ impl Ask<'_> {
                 (head.spec, head.flag) = (spec.id.0, serve::NATIVE);
                 batch.push_command(head, args);
             }
-        }
-        if let Some(member) = &mut *core.member.borrow_mut() {
-            for frame in batch.frames() {
-                member.begin(state, &frame.expect("written just now"), Origin::Here);
-            }
-        }
-        state.mesh.recycle(batch);
+        });
     }
 }
 
