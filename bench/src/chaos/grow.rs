@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::link::{Answer, Link};
 use super::load::{Load, LoadArgs, Seen};
 use super::nodes::{NodeArgs, Nodes, loopback};
-use super::{Verdict, counts_in_words};
+use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::options::count;
 use crate::units;
@@ -109,20 +109,14 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     let errors: u64 = all.errors.values().sum();
     verdict.check("errors of clients", errors == 0, all.errors_in_words());
     verdict.check("max/mean shards", balance <= BALANCE, format!("{balance:.3} of {BALANCE}; {held:?}"));
-    if args.json {
-        let each = done.iter().map(|change| {
-            json!({"change": change.name, "seconds": change.seconds, "copies": change.copies, "moved_bytes": change.moved,
-                   "ideal_bytes": change.ideal, "errors": change.seen.errors,
-                   "longest_s": change.seen.longest.as_secs_f64()})
-        });
-        let report = json!({"changes": each.collect::<Vec<_>>(), "shards_per_node": held, "total": all.total(),
-                            "errors": all.errors, "examples": all.examples, "bars": verdict.json()});
-        println!("{report:#}");
-    } else {
-        all.examples.values().for_each(|example| println!("  {example}"));
-        print!("{verdict}");
-    }
-    Ok(verdict.is_good())
+    let each = done.iter().map(|change| {
+        json!({"change": change.name, "seconds": change.seconds, "copies": change.copies, "moved_bytes": change.moved,
+               "ideal_bytes": change.ideal, "errors": change.seen.errors,
+               "longest_s": change.seen.longest.as_secs_f64()})
+    });
+    let longest = Figures::of("longest_s", "longest operation", &done, |change| change.seen.longest.as_secs_f64());
+    let more = json!({"changes": each.collect::<Vec<_>>(), "shards_per_node": held});
+    Ok(super::tell(args.json, &[longest], &all, &verdict, more))
 }
 
 /// Does something and waits for its end; what was moved meanwhile.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::load::{Load, LoadArgs, Seen};
 use super::nodes::{NodeArgs, Nodes, loopback};
-use super::{Verdict, at_quantile, counts_in_words};
+use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::options::count;
@@ -127,48 +127,21 @@ fn detection(nodes: &mut Nodes, node: usize) -> Result<(f64, f64), Failure> {
 }
 
 fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
-    let sorted = |of: fn(&Kill) -> f64| {
-        let mut figures: Vec<f64> = kills.iter().map(of).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
-    };
-    let (first, detected, whole) = (sorted(|kill| kill.first), sorted(|kill| kill.all), sorted(|kill| kill.whole));
-    let longest = sorted(|kill| kill.seen.longest.as_secs_f64());
+    let first = Figures::of("detected_first_s", "seen by the first survivor", kills, |kill| kill.first);
+    let detected = Figures::of("detected_s", "seen by all survivors", kills, |kill| kill.all);
+    let whole = Figures::of("whole_s", "whole after the restart", kills, |kill| kill.whole);
+    let longest = Figures::of("longest_s", "longest operation", kills, |kill| kill.seen.longest.as_secs_f64());
     let mut verdict = Verdict::default();
     verdict.check("kills made", kills.len() == args.kills, format!("{} of {}", kills.len(), args.kills));
     verdict.clean(all, last);
-    let (p50, p99) = (at_quantile(&detected, 0.5), at_quantile(&detected, 0.99));
+    let (p50, p99, most) = (detected.at(0.5), detected.at(0.99), longest.most());
     verdict.check("detection p50", p50 <= DETECTION_P50, format!("{p50:.2} s of {DETECTION_P50} s"));
     verdict.check("detection p99", p99 <= DETECTION_P99, format!("{p99:.2} s of {DETECTION_P99} s"));
-    let most = at_quantile(&longest, 1.0);
     verdict.check("longest operation", most <= LONGEST, format!("{most:.2} s of {LONGEST} s"));
-    if args.json {
-        let of = |figures: &[f64]| {
-            let at = |quantile| at_quantile(figures, quantile);
-            json!({"p50": at(0.5), "p99": at(0.99), "max": at(1.0)})
-        };
-        let each = kills.iter().map(|kill| {
-            json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
-                   "longest_s": kill.seen.longest.as_secs_f64(), "counts": kill.seen.total(), "errors": kill.seen.errors})
-        });
-        let report = json!({
-            "nodes": args.nodes, "kills": each.collect::<Vec<_>>(), "detected_first_s": of(&first),
-            "detected_s": of(&detected), "whole_s": of(&whole), "longest_s": of(&longest), "total": all.total(),
-            "errors": all.errors, "examples": all.examples, "bars": verdict.json(),
-        });
-        println!("{report:#}");
-    } else {
-        let of = |name: &str, figures: &[f64]| {
-            let at = |quantile| at_quantile(figures, quantile);
-            println!("{name:<28} p50 {:.2} s, p99 {:.2} s, max {:.2} s", at(0.5), at(0.99), at(1.0));
-        };
-        of("seen by the first survivor", &first);
-        of("seen by all survivors", &detected);
-        of("whole after the restart", &whole);
-        of("longest operation", &longest);
-        println!("all: {}", counts_in_words(all));
-        all.examples.values().for_each(|example| println!("  {example}"));
-        print!("{verdict}");
-    }
-    verdict.is_good()
+    let each = kills.iter().map(|kill| {
+        json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
+               "longest_s": kill.seen.longest.as_secs_f64(), "counts": kill.seen.total(), "errors": kill.seen.errors})
+    });
+    let more = json!({"nodes": args.nodes, "kills": each.collect::<Vec<_>>()});
+    super::tell(args.json, &[first, detected, whole, longest], all, &verdict, more)
 }

@@ -98,10 +98,61 @@ fn end(result: Result<bool, Failure>, nodes: &mut Nodes) -> Result<(), Failure> 
     if result? { Ok(()) } else { Err(Failure::Broken) }
 }
 
-/// The figure below which the share `quantile` of sorted figures lies; 0 for none.
-fn at_quantile(sorted: &[f64], quantile: f64) -> f64 {
-    let at = (sorted.len() as f64 * quantile).ceil() as usize;
-    sorted.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
+/// Seconds, one figure for each time that something happened; in order.
+#[derive(Clone, Debug)]
+struct Figures {
+    /// What they are called in JSON, and in words.
+    key: &'static str,
+    name: &'static str,
+    sorted: Vec<f64>,
+}
+
+impl Figures {
+    fn of<T>(key: &'static str, name: &'static str, times: &[T], figure: impl FnMut(&T) -> f64) -> Figures {
+        let mut sorted: Vec<f64> = times.iter().map(figure).collect();
+        sorted.sort_by(f64::total_cmp);
+        Figures { key, name, sorted }
+    }
+
+    /// The figure below which the share `quantile` of them lies; 0 for none.
+    fn at(&self, quantile: f64) -> f64 {
+        let at = (self.sorted.len() as f64 * quantile).ceil() as usize;
+        self.sorted.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
+    }
+
+    fn most(&self) -> f64 {
+        self.at(1.0)
+    }
+
+    fn json(&self) -> Value {
+        json!({"p50": self.at(0.5), "p99": self.at(0.99), "max": self.most()})
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (p50, p99, most) = (self.at(0.5), self.at(0.99), self.most());
+        write!(f, "{:<28} p50 {p50:.2} s, p99 {p99:.2} s, max {most:.2} s", self.name)
+    }
+}
+
+/// Tells how a run went, in words or as JSON, to which `more` adds what only this command knows; whether all was kept.
+fn tell(json: bool, figures: &[Figures], all: &Seen, verdict: &Verdict, more: Value) -> bool {
+    if json {
+        let mut report = more;
+        figures.iter().for_each(|figures| report[figures.key] = figures.json());
+        report["total"] = json!(all.total());
+        report["errors"] = json!(all.errors);
+        report["examples"] = json!(all.examples);
+        report["bars"] = verdict.json();
+        println!("{report:#}");
+    } else {
+        figures.iter().for_each(|figures| println!("{figures}"));
+        println!("all: {}", counts_in_words(all));
+        all.examples.values().for_each(|example| println!("  {example}"));
+        print!("{verdict}");
+    }
+    verdict.is_good()
 }
 
 fn counts_in_words(seen: &Seen) -> String {
@@ -121,13 +172,12 @@ mod tests {
 
     #[test]
     fn quantiles_of_few_figures() {
-        let figures: Vec<f64> = (1..=40).map(f64::from).collect();
-        assert_eq!(
-            (at_quantile(&figures, 0.5), at_quantile(&figures, 0.99), at_quantile(&figures, 1.0)),
-            (20.0, 40.0, 40.0)
-        );
-        assert_eq!(at_quantile(&[], 0.5), 0.0);
-        assert_eq!(at_quantile(&[3.0], 0.0), 3.0);
+        let of = |times: &[u32]| Figures::of("x_s", "x", times, |&time| f64::from(time));
+        let figures = of(&(1..=40).rev().collect::<Vec<_>>());
+        assert_eq!((figures.at(0.5), figures.at(0.99), figures.most()), (20.0, 40.0, 40.0));
+        assert_eq!(figures.json(), json!({"p50": 20.0, "p99": 40.0, "max": 40.0}));
+        assert_eq!(of(&[]).at(0.5), 0.0);
+        assert_eq!(of(&[3]).at(0.0), 3.0);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::load::{Counts, Load, LoadArgs, Seen};
 use super::network::Network;
 use super::nodes::{NodeArgs, Nodes};
-use super::{Verdict, at_quantile, counts_in_words};
+use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::options::count;
@@ -205,13 +205,9 @@ fn quorums(nodes: &Nodes, side: &[usize]) -> Result<f64, Failure> {
 }
 
 fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
-    let sorted = |of: fn(&Split) -> f64| {
-        let mut figures: Vec<f64> = splits.iter().map(of).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
-    };
-    let (rejoined, whole) = (sorted(|split| split.rejoined), sorted(|split| split.whole));
-    let most = at_quantile(&rejoined, 1.0);
+    let rejoined = Figures::of("rejoined_s", "one cluster after healing", splits, |split| split.rejoined);
+    let whole = Figures::of("whole_s", "whole after healing", splits, |split| split.whole);
+    let most = rejoined.most();
     let mut verdict = Verdict::default();
     verdict.check("splits made", splits.len() == args.times, format!("{} of {}", splits.len(), args.times));
     verdict.clean(all, last);
@@ -225,27 +221,12 @@ fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
     verdict.check("clear errors", silent == 0, format!("{silent} without an answer; {}", all.errors_in_words()));
     let longest = all.longest.as_secs_f64();
     verdict.check("longest operation", longest <= LONGEST, format!("{longest:.2} s of {LONGEST} s"));
-    if args.json {
-        let side = |side: &Side| json!({"nodes": side.nodes, "shards": side.shards, "done": side.share(), "counts": side.counts});
-        let each = splits.iter().map(|split| {
-            json!({"minority": side(&split.minority), "majority": side(&split.majority), "rejoined_s": split.rejoined,
-                   "whole_s": split.whole, "longest_s": split.all.longest.as_secs_f64(), "errors": split.all.errors})
-        });
-        let report = json!({
-            "nodes": args.nodes, "splits": each.collect::<Vec<_>>(), "total": all.total(), "errors": all.errors,
-            "examples": all.examples, "bars": verdict.json(),
-        });
-        println!("{report:#}");
-    } else {
-        let of = |name: &str, figures: &[f64]| {
-            let at = |quantile| at_quantile(figures, quantile);
-            println!("{name:<28} p50 {:.2} s, p99 {:.2} s, max {:.2} s", at(0.5), at(0.99), at(1.0));
-        };
-        of("one cluster after healing", &rejoined);
-        of("whole after healing", &whole);
-        println!("all: {}", counts_in_words(all));
-        all.examples.values().for_each(|example| println!("  {example}"));
-        print!("{verdict}");
-    }
-    verdict.is_good()
+    let side =
+        |side: &Side| json!({"nodes": side.nodes, "shards": side.shards, "done": side.share(), "counts": side.counts});
+    let each = splits.iter().map(|split| {
+        json!({"minority": side(&split.minority), "majority": side(&split.majority), "rejoined_s": split.rejoined,
+               "whole_s": split.whole, "longest_s": split.all.longest.as_secs_f64(), "errors": split.all.errors})
+    });
+    let more = json!({"nodes": args.nodes, "splits": each.collect::<Vec<_>>()});
+    super::tell(args.json, &[rejoined, whole], all, &verdict, more)
 }
