@@ -201,11 +201,6 @@ impl Shards {
         self.fill.filled()
     }
 
-    /// Whether a shard is complete in that epoch, so that this node may serve it.
-    pub fn is_filled(&self, shard: ShardId, epoch: u64) -> bool {
-        self.fill.filled().any(|filled| filled == (shard, epoch))
-    }
-
     /// Writes an entry; `None` deletes it without looking. Ends as [`Outcome::Written`].
     #[allow(clippy::too_many_arguments)]
     pub fn write(

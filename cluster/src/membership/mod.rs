@@ -48,7 +48,7 @@ use std::time::Duration;
 use foca::{Codec, Foca, Header, Member, Message, NoCustomBroadcast, Notification, PeriodicParams, Timer};
 use gridkv_engine::Millis;
 
-use crate::ids::{NodeId, NodeNo, Now};
+use crate::ids::{NodeId, Now};
 
 pub use identity::Identity;
 use identity::Wire;
@@ -299,11 +299,6 @@ impl Membership {
         self.swim.identity()
     }
 
-    /// Whether this node takes part: it knows a live member, and was not told that it is dead.
-    pub fn is_active(&self) -> bool {
-        self.active
-    }
-
     /// Whether this node has to think that it is the one cut off.
     pub fn is_isolated(&self) -> bool {
         self.view.isolated()
@@ -357,19 +352,6 @@ impl Membership {
     pub fn on_map(&mut self, now: Now, nodes: impl IntoIterator<Item = NodeId>, out: &mut Output) {
         self.view.map(self.swim.identity().id, nodes.into_iter());
         self.reread(now.mono, out);
-    }
-
-    /// Takes another number, as given by the map. The others see the same life under another name.
-    pub fn renumber(&mut self, now: Now, no: NodeNo, out: &mut Output) {
-        let us = *self.identity();
-        if self.left || us.no == no {
-            return;
-        }
-        match foca::Identity::renew(&us) {
-            Some(next) => self.rename(now.mono, Identity { no, ..next }, out),
-            None => out.event(Event::Expelled),
-        }
-        self.check();
     }
 
     /// Tells the others that this node leaves, and falls silent.

@@ -377,19 +377,6 @@ fn who_leaves_is_not_dead() {
 }
 
 #[test]
-fn a_new_number_is_the_same_life() {
-    let mut world = World::settled(3, 5);
-    let before = world.now;
-    world.input(2, |machine, now, out| machine.renumber(now, NodeNo(9), out));
-    world.run(5000);
-    assert!(world.whole());
-    for node in [0, 1] {
-        let renamed = Event::Renamed { id: id(2), boot: 1, no: NodeNo(9), peer: peer(2) };
-        assert_eq!(world.events(node, before), [renamed], "node {node}");
-    }
-}
-
-#[test]
 fn the_smaller_side_knows_that_it_is_cut_off() {
     let mut world = World::settled(5, 3);
     for node in 0..5 {

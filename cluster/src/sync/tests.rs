@@ -235,7 +235,7 @@ impl World {
     fn all_filled(&self, no: u16) -> bool {
         let placements = self.map.placements.iter().enumerate();
         let shards = &self.nodes[&NodeNo(no)].shards;
-        placements.into_iter().all(|(shard, p)| shards.is_filled(ShardId(shard as u16), p.epoch))
+        placements.into_iter().all(|(shard, p)| shards.filled().any(|one| one == (ShardId(shard as u16), p.epoch)))
     }
 
     fn crash(&mut self, no: u16) {
