@@ -325,8 +325,6 @@ mod tests {
 
     /// Starts it on whatever cores this thread may use.
     fn pin_free(recipe: &Recipe) -> Result<Server, Failure> {
-        let mine = rustix::thread::sched_getaffinity(None).unwrap();
-        let cores: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| mine.is_set(core)).collect();
-        Server::start(recipe, &cores)
+        Server::start(recipe, &pin::allowed().unwrap())
     }
 }

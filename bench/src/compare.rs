@@ -173,7 +173,7 @@ impl Args {
         for recipe in recipes {
             let server = Server::start(recipe, &self.place.server_core.0)?;
             let mut fleet = Fleet::connect(Target {
-                addr: server.addr,
+                addrs: vec![server.addr],
                 protocol: recipe.protocol,
                 password: None,
                 connections: self.connections,

@@ -4,6 +4,7 @@
 //! wait for their turn without taking time from each other.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -29,7 +30,8 @@ const LOAD_PIPELINE: usize = 32;
 /// Whom to load, and with how many hands.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    pub(crate) addr: SocketAddr,
+    /// One server, or the nodes of a cluster: connections go to them in turn.
+    pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) protocol: Protocol,
     pub(crate) password: Option<String>,
     pub(crate) connections: usize,
@@ -77,12 +79,12 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts the threads; returns when all connections stand.
     pub(crate) fn connect(target: Target) -> Result<Fleet, Failure> {
-        if target.connections == 0 || target.threads == 0 {
-            return Err(Failure::Usage("a load needs at least one connection and one thread".into()));
+        if target.addrs.is_empty() || target.connections == 0 || target.threads == 0 {
+            return Err(Failure::Usage("a load needs at least one server, one connection and one thread".into()));
         }
         let threads = target.threads.min(target.connections);
         let shared = Arc::new(Shared {
-            addr: target.addr,
+            addrs: target.addrs,
             protocol: target.protocol,
             requests: target.requests,
             password: target.password,
@@ -99,15 +101,17 @@ impl Fleet {
             chooser: KeyChooser::new(target.distribution, target.keys, 0, 1),
             random: Random::new(target.seed, 0),
         };
+        let mut first = 0;
         for index in 0..threads {
-            let connections = share(target.connections as u64, index, threads) as usize;
+            let which = first..first + share(target.connections as u64, index, threads) as usize;
+            first = which.end;
             let core = (!target.pins.is_empty()).then(|| target.pins[index % target.pins.len()]);
             let (jobs, orders) = mpsc::channel();
             let done = Arc::new(Done::default());
             let (shared, tell, its_done) = (Arc::clone(&fleet.shared), tell.clone(), Arc::clone(&done));
             let thread = std::thread::Builder::new()
                 .name(format!("load-{index}"))
-                .spawn(move || hand(core, connections, shared, its_done, &orders, &tell))
+                .spawn(move || hand(core, which, shared, its_done, &orders, &tell))
                 .map_err(Failure::io("starting a thread"))?;
             fleet.hands.push(Hand { jobs, done, thread: Some(thread) });
         }
@@ -131,7 +135,7 @@ impl Fleet {
             .start(&run, progress, |thread| KeyChooser::new(Distribution::Sequential, keys, thread as u64, threads))?;
         match report.errors.first_key_value() {
             Some((prefix, count)) => Err(Failure::Refused {
-                addr: self.shared.addr,
+                addr: self.shared.addrs[0],
                 reply: format!("{prefix} (for {count} of the first {keys} writes)"),
             }),
             None => Ok(report),
@@ -212,14 +216,14 @@ impl Drop for Fleet {
 /// What one thread does. Ends after its first failure or when no more jobs can come.
 fn hand(
     core: Option<usize>,
-    connections: usize,
+    which: Range<usize>,
     shared: Arc<Shared>,
     done: Arc<Done>,
     orders: &Receiver<Job>,
     tell: &Sender<Outcome>,
 ) {
     let started = core.map_or(Ok(()), |core| pin::this_thread(&[core]));
-    let mut worker = match started.and_then(|()| Worker::connect(shared, done, connections)) {
+    let mut worker = match started.and_then(|()| Worker::connect(shared, done, which)) {
         Ok(worker) => worker,
         Err(failure) => return tell.send(Err(failure)).unwrap_or(()),
     };
@@ -244,6 +248,34 @@ fn share(whole: u64, index: usize, parts: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Keys, Values};
+    use crate::distribution::Sizes;
+
+    #[test]
+    fn connections_go_to_all_servers_in_turn() {
+        let servers: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let keys = Keys::new(Sizes::Fixed(16), 1).unwrap();
+        let fleet = Fleet::connect(Target {
+            addrs: servers.iter().map(|server| server.local_addr().unwrap()).collect(),
+            protocol: Protocol::Resp,
+            password: None,
+            connections: 7,
+            threads: 2,
+            pins: Vec::new(),
+            requests: Requests::new(Protocol::Resp, keys, Values::new(Sizes::Fixed(1))),
+            keys: 1,
+            distribution: Distribution::Uniform,
+            check: false,
+            seed: 1,
+        })
+        .unwrap();
+        let waiting = |server: std::net::TcpListener| {
+            server.set_nonblocking(true).unwrap();
+            std::iter::from_fn(|| server.accept().ok()).count()
+        };
+        assert_eq!(servers.into_iter().map(waiting).collect::<Vec<_>>(), [3, 2, 2]);
+        drop(fleet);
+    }
 
     #[test]
     fn shares_make_the_whole() {

@@ -123,7 +123,7 @@ impl Args {
         let server = Server::start(recipe, &self.place.server_core.0)?;
         let data = DataArgs { keys: self.from as u64, sizes: self.sizes.clone() };
         let mut fleet = Fleet::connect(Target {
-            addr: server.addr,
+            addrs: vec![server.addr],
             protocol: recipe.protocol,
             password: None,
             connections: self.connections,

@@ -30,8 +30,10 @@ mod fleet;
 mod growth;
 mod interrupt;
 mod latency;
+mod link;
 #[cfg(feature = "embedded")]
 mod memory;
+mod nodes;
 mod options;
 mod pace;
 mod pin;

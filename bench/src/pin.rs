@@ -1,4 +1,4 @@
-//! Binding threads and programs to cores.
+//! Cores: which there are, who gets which, and binding threads and programs to them.
 //!
 //! A program inherits the cores of the thread that starts it, so pinning one needs no tool and nothing between fork and
 //! exec: the starting thread moves, starts it, and moves back.
@@ -6,6 +6,24 @@
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::failure::Failure;
+
+/// The cores that this process may use, ascending.
+pub(crate) fn allowed() -> Result<Vec<usize>, Failure> {
+    let set = sched_getaffinity(None).map_err(|error| Failure::io("asking for this process's cores")(error.into()))?;
+    Ok((0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
+}
+
+/// The cores of one of several nodes that get `each` of `all` in turn, the first ones again after the last.
+pub(crate) fn turn(all: &[usize], node: usize, each: usize) -> Vec<usize> {
+    let mut cores: Vec<usize> = (0..each.min(all.len())).map(|at| all[(node * each + at) % all.len()]).collect();
+    cores.sort_unstable();
+    cores
+}
+
+/// Exactly these, in the words of a node's `--cores`.
+pub(crate) fn words(cores: &[usize]) -> String {
+    format!("@{}", cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
+}
 
 /// Binds the calling thread to `cores`.
 pub(crate) fn this_thread(cores: &[usize]) -> Result<(), Failure> {
@@ -30,6 +48,14 @@ pub(crate) fn while_on<T>(cores: &[usize], start: impl FnOnce() -> T) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_take_cores_in_turn() {
+        let of = |each| (0..3).map(|node| words(&turn(&[2, 3, 5], node, each))).collect::<Vec<_>>();
+        assert_eq!(of(1), ["@2", "@3", "@5"]);
+        assert_eq!(of(2), ["@2,3", "@2,5", "@3,5"]);
+        assert_eq!(of(4), ["@2,3,5"; 3]);
+    }
 
     #[test]
     fn a_thread_gets_its_cores_back() {

@@ -1,4 +1,4 @@
-//! `gridkv-bench resp`: load on one server, whoever it is.
+//! `gridkv-bench resp`: load on one server, whoever it is, or on several that hold the same data.
 //!
 //! In order: connect, write every key (when the mix reads, or when asked to), warm up, measure, tell.
 
@@ -26,9 +26,9 @@ const MOST_INSERTS: u64 = 1_000_000_000;
 /// Load a server that speaks RESP or memcached's text protocol
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The server
-    #[arg(long, short, default_value = "127.0.0.1:6379", value_name = "HOST:PORT")]
-    addr: String,
+    /// The server; of several, such as the nodes of a cluster, connections go to each in turn
+    #[arg(long, short, default_value = "127.0.0.1:6379", value_delimiter = ',', value_name = "HOST:PORT")]
+    addr: Vec<String>,
     /// What it speaks: resp or memcached
     #[arg(long, default_value = "resp")]
     protocol: Protocol,
@@ -141,7 +141,7 @@ impl Args {
             (true, None) => MOST_INSERTS,
         };
         let mut fleet = Fleet::connect(Target {
-            addr: resolve(&self.addr)?,
+            addrs: self.addr.iter().map(|addr| resolve(addr)).collect::<Result<_, _>>()?,
             protocol: self.protocol,
             password: self.password.clone(),
             connections: self.hands.connections,
@@ -184,7 +184,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let loaded = loaded.map(|report| report.rate);
     if args.json {
         let told = Told {
-            addr: args.addr,
+            addr: args.addr.join(","),
             protocol: args.protocol.to_string(),
             connections: args.hands.connections,
             threads: args.hands.threads,
@@ -204,7 +204,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     println!(
         "{}: {} connections, {} thread(s), pipeline {}, {} keys of {}, values of {} ({} in all), {distribution}, {mix}{}",
-        args.addr,
+        args.addr.join(","),
         args.hands.connections,
         args.hands.threads,
         args.pipeline,

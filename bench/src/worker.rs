@@ -21,6 +21,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,7 +47,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// What all threads of a load share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) addr: SocketAddr,
+    /// Never empty; connections go to them in turn.
+    pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) protocol: Protocol,
     pub(crate) requests: Requests,
     pub(crate) password: Option<String>,
@@ -116,6 +118,7 @@ struct Streak {
 #[derive(Debug)]
 struct Conn {
     id: ConnId,
+    addr: SocketAddr,
     replies: Replies,
     in_flight: VecDeque<Asked>,
     /// Keys whose GET was answered and whose SET is next, with the operation's beginning.
@@ -170,8 +173,9 @@ fn ns(duration: Duration) -> u64 {
 }
 
 impl Worker {
-    /// Connects `connections` times and says the password. Ends when all stand.
-    pub(crate) fn connect(shared: Arc<Shared>, done: Arc<Done>, connections: usize) -> Result<Worker, Failure> {
+    /// Makes these of the load's connections and says the password. Ends when all stand.
+    pub(crate) fn connect(shared: Arc<Shared>, done: Arc<Done>, which: Range<usize>) -> Result<Worker, Failure> {
+        let connections = which.len();
         let idle = Job {
             mix: Mix::only(Kind::Get),
             chooser: KeyChooser::Uniform { count: 1 },
@@ -183,12 +187,14 @@ impl Worker {
         };
         let mut ring = Ring::new(RingConfig { max_connections: connections.max(1) as u32, ..RingConfig::default() })?;
         let mut conns = Vec::with_capacity(connections);
-        for expected in 0..connections {
-            let id = ring.connect(shared.addr)?;
+        for (expected, number) in which.enumerate() {
+            let addr = shared.addrs[number % shared.addrs.len()];
+            let id = ring.connect(addr)?;
             assert_eq!(id.index(), expected, "a fresh ring gives its places in order");
             let replies = Replies::new(shared.protocol, shared.check);
             conns.push(Conn {
                 id,
+                addr,
                 replies,
                 in_flight: VecDeque::new(),
                 followups: VecDeque::new(),
@@ -249,7 +255,7 @@ impl Worker {
             }
             if start.elapsed() > CONNECT_PATIENCE || interrupt::requested() {
                 let seconds = start.elapsed().as_secs();
-                return Err(Failure::Slow { addr: self.state.shared.addr, what, seconds });
+                return Err(Failure::Slow { addr: self.state.silent(), what, seconds });
             }
         }
         Ok(())
@@ -313,7 +319,7 @@ impl Worker {
             }
             if state.in_flight > 0 && now.saturating_sub(state.last_reply) > ns(REPLY_PATIENCE) {
                 let seconds = REPLY_PATIENCE.as_secs();
-                return Err(Failure::Slow { addr: state.shared.addr, what: "answer", seconds });
+                return Err(Failure::Slow { addr: state.silent(), what: "answer", seconds });
             }
             if now > grace {
                 let missing = (state.in_flight + state.followups + state.due.len()) as u64;
@@ -373,11 +379,12 @@ impl State {
                 conn_state.sending = false;
                 self.make_ready(conn.index());
             }
-            Event::Eof { .. } => {
-                self.fail(Failure::HungUp { addr: self.shared.addr, reason: "it ended the connection".into() });
+            Event::Eof { conn } => {
+                let addr = self.conns[conn.index()].addr;
+                self.fail(Failure::HungUp { addr, reason: "it ended the connection".into() });
             }
             Event::Closed { conn, error } => {
-                let addr = self.shared.addr;
+                let addr = self.conns[conn.index()].addr;
                 let error = error.unwrap_or_else(|| std::io::ErrorKind::ConnectionAborted.into());
                 self.fail(match self.conns[conn.index()].connected {
                     true => Failure::HungUp { addr, reason: error.to_string() },
@@ -386,6 +393,12 @@ impl State {
             }
             _ => {}
         }
+    }
+
+    /// Who owes something.
+    fn silent(&self) -> SocketAddr {
+        let owes = |conn: &&Conn| !conn.connected || !conn.in_flight.is_empty();
+        self.conns.iter().find(owes).map_or(self.shared.addrs[0], |conn| conn.addr)
     }
 
     /// The first failure is the one told; later ones follow from it.
@@ -465,7 +478,7 @@ impl State {
         self.in_flight -= answered;
         self.followups += followed;
         self.ended += ended;
-        let addr = self.shared.addr;
+        let addr = self.conns[index].addr;
         if let Err(malformed) = fed {
             self.fail(Failure::Malformed { addr, what: format!("{:?}", malformed.0) });
         }
@@ -599,7 +612,7 @@ impl State {
         conn.sending = true;
         match ring.send(conn.id, std::mem::take(&mut conn.buf)) {
             Ok(()) => Ok(()),
-            Err(_) => Err(Failure::HungUp { addr: self.shared.addr, reason: "it is gone".into() }),
+            Err(_) => Err(Failure::HungUp { addr: conn.addr, reason: "it is gone".into() }),
         }
     }
 }

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::link::{Answer, Link};
 use super::load::{Load, LoadArgs, Seen};
-use super::nodes::{NodeArgs, Nodes, loopback};
 use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
+use crate::link::{Answer, Link};
+use crate::nodes::{NodeArgs, Nodes, loopback};
 use crate::options::count;
 use crate::units;
 
@@ -65,7 +65,7 @@ impl Change {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let mut nodes = Nodes::new(&args.each, loopback(5))?;
+    let mut nodes = Nodes::new(&args.each, loopback(5, 1)?)?;
     let result = changes(&args, &mut nodes);
     super::end(result, &mut nodes)
 }

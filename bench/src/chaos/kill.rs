@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::load::{Load, LoadArgs, Seen};
-use super::nodes::{NodeArgs, Nodes, loopback};
 use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::nodes::{NodeArgs, Nodes, loopback};
 use crate::options::count;
 use crate::random::Random;
 
@@ -56,7 +56,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if !(3..=9).contains(&args.nodes) {
         return Err(Failure::Usage("--nodes: from 3, so that a quorum is left, to 9".into()));
     }
-    let mut nodes = Nodes::new(&args.each, loopback(args.nodes))?;
+    let mut nodes = Nodes::new(&args.each, loopback(args.nodes, 1)?)?;
     let result = kills(&args, &mut nodes);
     super::end(result, &mut nodes)
 }

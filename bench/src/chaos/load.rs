@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::ledger::{Contradiction, Ending, Ledger};
-use super::link::{Answer, Link};
+use crate::link::{Answer, Link};
 use crate::options::count;
 use crate::random::Random;
 use crate::units;

@@ -12,10 +12,8 @@
 mod grow;
 mod kill;
 mod ledger;
-mod link;
 mod load;
 mod network;
-mod nodes;
 mod partition;
 
 use std::fmt;
@@ -23,8 +21,8 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use self::load::Seen;
-use self::nodes::Nodes;
 use crate::failure::Failure;
+use crate::nodes::Nodes;
 
 /// Real processes under load while something happens to them
 #[derive(Clone, Debug, clap::Args)]

@@ -17,9 +17,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
-use super::nodes::Place;
 use crate::child::find;
 use crate::failure::Failure;
+use crate::nodes::Place;
+use crate::pin;
 
 const CLIENT_PORT: u16 = 7379;
 const PEER_PORT: u16 = 7380;
@@ -72,13 +73,15 @@ impl Network {
     }
 
     /// Where the nodes run.
-    pub(super) fn places(&self) -> Vec<Place> {
+    pub(super) fn places(&self) -> Result<Vec<Place>, Failure> {
+        let cpus = pin::allowed()?;
         let place = |node: usize| Place {
             before: ["ip", "netns", "exec", &self.space(node)].map(str::to_owned).to_vec(),
             client: SocketAddr::from((self.address(18, 10 + node), CLIENT_PORT)),
             peer: SocketAddr::from((self.address(19, 10 + node), PEER_PORT)),
+            cores: pin::turn(&cpus, node, 1),
         };
-        (0..self.nodes).map(place).collect()
+        Ok((0..self.nodes).map(place).collect())
     }
 
     /// Cuts these nodes off from the others; among each other they are connected.

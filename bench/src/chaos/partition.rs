@@ -14,10 +14,10 @@ use serde_json::json;
 
 use super::load::{Counts, Load, LoadArgs, Seen};
 use super::network::Network;
-use super::nodes::{NodeArgs, Nodes};
 use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::nodes::{NodeArgs, Nodes};
 use crate::options::count;
 use crate::random::Random;
 use crate::units;
@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     // The nodes are dropped first.
     let network = Network::new(args.nodes)?;
-    let mut nodes = Nodes::new(&args.each, network.places())?;
+    let mut nodes = Nodes::new(&args.each, network.places()?)?;
     let result = splits(&args, &network, &mut nodes);
     super::end(result, &mut nodes)
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use futures_lite::future::{block_on, poll_once};
 use gridkv::config::CoreSet;
 use gridkv::{CoreHandle, GridKv};
-use rustix::thread::{CpuSet, sched_getaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::maps::{Dash, Papaya};
@@ -220,11 +219,10 @@ pub(crate) fn core_set(text: &str) -> Result<String, String> {
 
 /// The CPUs that a node with these words runs on.
 fn cpus(text: &str) -> Result<Vec<usize>, Failure> {
-    let mask = sched_getaffinity(None).map_err(|error| Failure::io("asking for this process's cores")(error.into()))?;
-    let allowed = (0..CpuSet::MAX_CPU).filter(|&cpu| mask.is_set(cpu));
+    let allowed = pin::allowed()?;
     Ok(match text.parse::<CoreSet>().map_err(gridkv::Error::from)? {
-        CoreSet::All => allowed.collect(),
-        CoreSet::Count(count) => allowed.take(count).collect(),
+        CoreSet::All => allowed,
+        CoreSet::Count(count) => allowed.into_iter().take(count).collect(),
         CoreSet::List(list) => list,
     })
 }

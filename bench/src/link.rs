@@ -12,7 +12,7 @@ const CONNECT: Duration = Duration::from_millis(500);
 
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// OK, a number, or anything else without a body.
     Done,
     Value(Vec<u8>),
@@ -22,7 +22,7 @@ pub(super) enum Answer {
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     stream: TcpStream,
     replies: Replies,
     request: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects; each reply may take `patience`.
-    pub(super) fn connect(addr: SocketAddr, patience: Duration) -> io::Result<Link> {
+    pub(crate) fn connect(addr: SocketAddr, patience: Duration) -> io::Result<Link> {
         let stream = TcpStream::connect_timeout(&addr, CONNECT)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
@@ -39,7 +39,7 @@ impl Link {
     }
 
     /// Sends a command and waits for its reply. After an error the connection is of no more use.
-    pub(super) fn call(&mut self, words: &[&[u8]]) -> io::Result<Answer> {
+    pub(crate) fn call(&mut self, words: &[&[u8]]) -> io::Result<Answer> {
         self.request.clear();
         write!(self.request, "*{}\r\n", words.len())?;
         for word in words {

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::link::{Answer, Link};
 use crate::child::{find, ours};
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::link::{Answer, Link};
+use crate::{interrupt, pin};
 
 /// Where the ports of nodes begin: for clients, for peers.
 const CLIENT_PORTS: u16 = 7010;
@@ -33,28 +33,31 @@ const TAIL: u64 = 2000;
 
 /// Where a node runs.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// What stands before its command line.
-    pub(super) before: Vec<String>,
-    pub(super) client: SocketAddr,
-    pub(super) peer: SocketAddr,
+    pub(crate) before: Vec<String>,
+    pub(crate) client: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    /// Its cores.
+    pub(crate) cores: Vec<usize>,
 }
 
-/// Places on the loopback device, on an address that only this process uses.
-pub(super) fn loopback(count: usize) -> Vec<Place> {
-    let pid = std::process::id();
+/// Places on the loopback device, on an address that only this process uses; `each` cores for each node.
+pub(crate) fn loopback(count: usize, each: usize) -> Result<Vec<Place>, Failure> {
+    let (pid, cpus) = (std::process::id(), pin::allowed()?);
     let ip = Ipv4Addr::new(127, 1 + (pid >> 16 & 0x3f) as u8, (pid >> 8) as u8, pid as u8);
     let place = |at: usize| Place {
         before: Vec::new(),
         client: SocketAddr::from((ip, CLIENT_PORTS + at as u16)),
         peer: SocketAddr::from((ip, PEER_PORTS + at as u16)),
+        cores: pin::turn(&cpus, at, each),
     };
-    (0..count).map(place).collect()
+    Ok((0..count).map(place).collect())
 }
 
 /// What all nodes have in common.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct NodeArgs {
+pub(crate) struct NodeArgs {
     /// Our node's program
     #[arg(long, value_name = "PATH", help_heading = "Nodes")]
     node: Option<PathBuf>,
@@ -71,27 +74,27 @@ pub(super) struct NodeArgs {
 
 impl NodeArgs {
     /// Shards of the cluster.
-    pub(super) fn shards(&self) -> u32 {
+    pub(crate) fn shards(&self) -> u32 {
         self.shards
     }
 }
 
 /// What a node says about its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Health {
-    pub(super) present: u64,
-    pub(super) alive: u64,
-    pub(super) degraded: u64,
-    pub(super) filling: u64,
-    pub(super) moving: u64,
-    pub(super) isolated: bool,
-    pub(super) cluster: u64,
-    pub(super) epoch: u64,
+pub(crate) struct Health {
+    pub(crate) present: u64,
+    pub(crate) alive: u64,
+    pub(crate) degraded: u64,
+    pub(crate) filling: u64,
+    pub(crate) moving: u64,
+    pub(crate) isolated: bool,
+    pub(crate) cluster: u64,
+    pub(crate) epoch: u64,
 }
 
 impl Health {
     /// Whether every shard has all its copies, on `count` nodes that can all be reached.
-    pub(super) fn is_whole(&self, count: usize) -> bool {
+    pub(crate) fn is_whole(&self, count: usize) -> bool {
         let count = count as u64;
         (self.present, self.alive) == (count, count)
             && self.degraded + self.filling + self.moving == 0
@@ -101,8 +104,10 @@ impl Health {
 
 /// The processes.
 #[derive(Debug)]
-pub(super) struct Nodes {
+pub(crate) struct Nodes {
     args: NodeArgs,
+    /// Of all nodes, beside those that follow from the arguments.
+    flags: Vec<String>,
     program: PathBuf,
     folder: PathBuf,
     places: Vec<Place>,
@@ -112,41 +117,46 @@ pub(super) struct Nodes {
 
 impl Nodes {
     /// Prepares nodes at `places`; none runs yet.
-    pub(super) fn new(args: &NodeArgs, places: Vec<Place>) -> Result<Nodes, Failure> {
+    pub(crate) fn new(args: &NodeArgs, places: Vec<Place>) -> Result<Nodes, Failure> {
         let program = ours(args.node.as_deref())?;
-        let unnamed = || std::env::temp_dir().join(format!("gridkv-chaos-{}", std::process::id()));
+        let unnamed = || std::env::temp_dir().join(format!("gridkv-nodes-{}", std::process::id()));
         let folder = args.folder.clone().unwrap_or_else(unnamed);
         fs::create_dir_all(&folder).map_err(Failure::io(format!("making {}", folder.display())))?;
         let running = places.iter().map(|_| None).collect();
-        Ok(Nodes { args: args.clone(), program, folder, places, running, keep: false })
+        Ok(Nodes { args: args.clone(), flags: Vec::new(), program, folder, places, running, keep: false })
     }
 
-    pub(super) fn count(&self) -> usize {
+    /// Gives a setting to all nodes that are started from now on.
+    pub(crate) fn set(&mut self, flag: &str, value: impl ToString) {
+        self.flags.extend([flag.to_owned(), value.to_string()]);
+    }
+
+    pub(crate) fn count(&self) -> usize {
         self.places.len()
     }
 
     /// Where clients reach each node.
-    pub(super) fn clients(&self) -> Vec<SocketAddr> {
+    pub(crate) fn clients(&self) -> Vec<SocketAddr> {
         self.places.iter().map(|place| place.client).collect()
     }
 
     /// Keeps the directories and logs when this is dropped.
-    pub(super) fn keep_folder(&mut self) {
+    pub(crate) fn keep_folder(&mut self) {
         self.keep = true;
     }
 
     /// Where they are.
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The numbers of those that run.
-    pub(super) fn live(&self) -> Vec<usize> {
+    pub(crate) fn live(&self) -> Vec<usize> {
         (0..self.running.len()).filter(|&at| self.running[at].is_some()).collect()
     }
 
     /// Starts a node, with `seeds` to ask, and waits until it answers.
-    pub(super) fn start(&mut self, at: usize, seeds: &[usize]) -> Result<(), Failure> {
+    pub(crate) fn start(&mut self, at: usize, seeds: &[usize]) -> Result<(), Failure> {
         let place = &self.places[at];
         let dir = self.folder.join(format!("node-{at}"));
         fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
@@ -161,18 +171,18 @@ impl Nodes {
         }
         line.extend(place.before.iter().cloned());
         line.push(self.program.display().to_string());
-        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
         for (flag, value) in [
             ("--listen", place.client.to_string()),
             ("--http", "none".to_owned()),
             ("--peer-listen", place.peer.to_string()),
-            ("--cores", format!("@{}", at % cpus)),
+            ("--cores", pin::words(&place.cores)),
             ("--shards", self.args.shards.to_string()),
             ("--dir", dir.display().to_string()),
             ("--log-level", self.args.log_level.clone()),
         ] {
             line.extend([flag.to_owned(), value]);
         }
+        line.extend(self.flags.iter().cloned());
         for &seed in seeds {
             line.extend(["--seed".to_owned(), self.places[seed].peer.to_string()]);
         }
@@ -196,7 +206,7 @@ impl Nodes {
     }
 
     /// Founds a cluster of the nodes from the first to `count`, one after the other.
-    pub(super) fn found(&mut self, count: usize, patience: Duration) -> Result<(), Failure> {
+    pub(crate) fn found(&mut self, count: usize, patience: Duration) -> Result<(), Failure> {
         for at in 0..count {
             let seeds: &[usize] = if at == 0 { &[] } else { &[0] };
             self.start(at, seeds)?;
@@ -205,7 +215,7 @@ impl Nodes {
     }
 
     /// Ends a node as a crash would.
-    pub(super) fn kill(&mut self, at: usize) {
+    pub(crate) fn kill(&mut self, at: usize) {
         if let Some(mut child) = self.running[at].take() {
             // It may be gone already; there is nobody left to tell.
             let _ = child.kill();
@@ -214,7 +224,7 @@ impl Nodes {
     }
 
     /// Whether all that were started still run.
-    pub(super) fn check(&mut self) -> Result<(), Failure> {
+    pub(crate) fn check(&mut self) -> Result<(), Failure> {
         for at in 0..self.running.len() {
             if let Some(Ok(Some(status))) = self.running[at].as_mut().map(Child::try_wait) {
                 return Err(self.failed(at, &format!("ended by itself ({status})")));
@@ -224,12 +234,12 @@ impl Nodes {
     }
 
     /// Asks one node something.
-    pub(super) fn call(&self, at: usize, words: &[&[u8]]) -> Option<Answer> {
+    pub(crate) fn call(&self, at: usize, words: &[&[u8]]) -> Option<Answer> {
         Link::connect(self.places[at].client, ASK_PATIENCE).ok()?.call(words).ok()
     }
 
     /// Asks one node for `CLUSTER GRIDKV what`.
-    pub(super) fn ask(&self, at: usize, what: &str) -> Option<Value> {
+    pub(crate) fn ask(&self, at: usize, what: &str) -> Option<Value> {
         match self.call(at, &[b"CLUSTER", b"GRIDKV", what.as_bytes()])? {
             Answer::Value(body) => serde_json::from_slice(&body).ok(),
             _ => None,
@@ -237,7 +247,7 @@ impl Nodes {
     }
 
     /// What a node sees.
-    pub(super) fn health(&self, at: usize) -> Option<Health> {
+    pub(crate) fn health(&self, at: usize) -> Option<Health> {
         let status = self.ask(at, "STATUS")?;
         Some(Health {
             present: status["members"]["present"].as_u64()?,
@@ -252,7 +262,7 @@ impl Nodes {
     }
 
     /// The number of a node's present life, as node `asked` sees it, and whether it can be reached.
-    pub(super) fn life(&self, asked: usize, of: usize) -> Option<(u64, bool)> {
+    pub(crate) fn life(&self, asked: usize, of: usize) -> Option<(u64, bool)> {
         let peer = self.places[of].peer.to_string();
         let members = self.ask(asked, "MEMBERS")?;
         let mut lives =
@@ -262,7 +272,7 @@ impl Nodes {
     }
 
     /// Waits until every node that runs sees every shard with all its copies; returns how long it took.
-    pub(super) fn wait_until_whole(&mut self, patience: Duration) -> Result<Duration, Failure> {
+    pub(crate) fn wait_until_whole(&mut self, patience: Duration) -> Result<Duration, Failure> {
         let start = Instant::now();
         let live = self.live();
         for &at in &live {
@@ -291,7 +301,7 @@ impl Nodes {
     }
 
     /// Waits until `condition` gives something; `what` is said about node `at` when it takes too long.
-    pub(super) fn wait<T>(
+    pub(crate) fn wait<T>(
         &self,
         patience: Duration,
         at: usize,
