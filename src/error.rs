@@ -66,6 +66,9 @@ pub enum Error {
     /// This is a bug in the node or in the task: its log has the place.
     #[error("the request panicked and was abandoned; the node goes on")]
     Panicked,
+    /// The node could not go on and has stopped: told by [`crate::GridKv::close`]. A write that was under way may have been done.
+    #[error("the node could not go on and has stopped: {0}")]
+    Failed(&'static str),
     /// The request was refused, in the words a RESP client would read. Nothing was changed.
     #[error("{0}")]
     Reply(String),

@@ -371,7 +371,8 @@ impl GridKv {
     /// Stops the node: connections are closed, every thread ends. Other clones answer [`Error::Closed`] from now on.
     ///
     /// # Errors
-    /// [`Error::Panicked`] if a core's thread ended with a panic.
+    /// [`Error::Panicked`] if a core's thread ended with a panic, [`Error::Failed`] if the node had stopped by itself because it
+    /// could not go on.
     pub async fn close(&self) -> Result<(), Error> {
         self.running.topology.stop();
         let running = self.running.clone();

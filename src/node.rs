@@ -68,7 +68,10 @@ impl Running {
                 result = Err(Error::Panicked);
             }
         }
-        result
+        match self.topology.failure() {
+            Some(why) => result.and(Err(Error::Failed(why))),
+            None => result,
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_channel::oneshot;
@@ -66,6 +66,8 @@ pub(crate) struct Topology {
     owners: Box<[CoreId]>,
     pub(crate) links: Box<[Link]>,
     stop: AtomicBool,
+    /// Why the node cannot go on, if it is that which stops it.
+    failure: OnceLock<&'static str>,
 }
 
 impl Topology {
@@ -76,6 +78,19 @@ impl Topology {
                 link.signal.post();
             }
         }
+    }
+
+    /// Stops the node because it cannot go on: whoever waits for its end is told why.
+    pub(crate) fn fail(&self, why: &'static str) {
+        tracing::error!(why, "the node cannot go on and stops");
+        // The first reason is the one.
+        let _ = self.failure.set(why);
+        self.stop();
+    }
+
+    /// Why the node could not go on.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        self.failure.get().copied()
     }
 
     /// Whether the node was told to stop. Cores look when their signal was posted.
@@ -89,7 +104,7 @@ impl Topology {
             .flat_map(|core| shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16)))
             .collect();
         let seed = AtomicU64::new(keyspace.seed);
-        Topology { shards: keyspace.shards, seed, owners, links, stop: AtomicBool::new(false) }
+        Topology { shards: keyspace.shards, seed, owners, links, stop: AtomicBool::new(false), failure: OnceLock::new() }
     }
 
     /// How keys map to shards.

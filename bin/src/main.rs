@@ -36,7 +36,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 enum End {
     /// Somebody sent this signal.
     Signal(i32),
-    /// The node stopped by itself: a client's `SHUTDOWN`, or a core that panicked.
+    /// The node stopped by itself: a client's `SHUTDOWN`, a core that panicked, or it could not go on.
     Stopped,
 }
 
@@ -80,7 +80,7 @@ fn run(settings: Settings) -> Result<(), Refusal> {
     });
     match ends.recv().expect("the thread that watches signals holds a sender for ever") {
         End::Signal(signal) => tracing::info!(signal = name_of(signal), "stopping"),
-        End::Stopped => tracing::info!("stopping: a client said SHUTDOWN, or a core ended"),
+        End::Stopped => tracing::info!("stopping: a client said SHUTDOWN, or the node could not go on"),
     }
     block_on(db.close()).map_err(|error| match error {
         Error::Panicked => Refusal::new("a core ended with a panic; the log has the place"),

@@ -547,8 +547,8 @@ pub(crate) fn adopt(core: &CoreRc, map: &Arc<Map>, me: NodeNo) {
         if state.store.keyspace() != keyspace
             && let Err(error) = member.reseed(state, keyspace)
         {
-            tracing::error!(%error, "the store cannot be made anew for the cluster's seed; this node stops");
-            return core.topology.stop();
+            tracing::error!(%error, "no store for the cluster's seed");
+            return core.topology.fail("its store cannot be made anew for the seed of the cluster");
         }
         core.topology.set_seed(map.seed);
         state.solo = member.adopt(state, links, map, me);

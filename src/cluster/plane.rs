@@ -249,7 +249,9 @@ fn act(core: &CoreRc, out: Output) -> bool {
                     let _ = verdict.send(Err(StartError::Cluster { why: text.clone() }.into()));
                 }
             }
-            Event::Duplicate { .. } => core.topology.stop(),
+            Event::Duplicate { .. } => {
+                core.topology.fail("another process runs with this node's id: give each its own directory (--dir)");
+            }
             _ => {}
         }
         // An application that does not listen misses events and holds nothing up.

@@ -117,6 +117,10 @@ impl Backplane for Plane<'_> {
         core == self.core.id && self.state.solo
     }
 
+    fn in_cluster(&self) -> bool {
+        self.state.settings.facts.in_cluster
+    }
+
     #[inline]
     fn limits(&self) -> &Limits {
         self.limits

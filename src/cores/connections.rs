@@ -269,8 +269,8 @@ impl Connections {
             _ => table.on_event(core, port, event),
         });
         let handled = handled.unwrap_or_else(|error| {
-            tracing::error!(core = core.id.0, %error, "the socket ring failed; this core stops the node");
-            core.topology.stop();
+            tracing::error!(core = core.id.0, %error, "a core's socket ring failed");
+            core.topology.fail("the socket ring of a core failed; the log has the error");
             0
         });
         handled > 0
