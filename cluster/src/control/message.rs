@@ -52,6 +52,8 @@ pub enum Body {
     Join(Candidate),
     /// It is not admitted, for this reason; asking again does not help.
     Refused(String),
+    /// It is not admitted as long as another process with its id is there, at this address.
+    Taken(SocketAddr),
     /// Send me your map.
     MapWanted,
     /// This is a map that was chosen.

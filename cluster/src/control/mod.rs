@@ -183,6 +183,13 @@ const MAX_WAITING: usize = 256;
 /// How often a node that is not a member asks.
 const JOIN_MS: Millis = 500;
 /// How often a node tells its status, and how soon after a change.
+/// Members that are asked at a time.
+const JOIN_AT_ONCE: usize = 3;
+/// Rounds of asking in vain, after which a node that was a member before proposes its admission itself: all others may be
+/// in the same position.
+const JOIN_ALONE: u32 = 3;
+/// How long another process may be there with this node's id: longer than it takes to notice that a former life is gone.
+const TAKEN_MS: Millis = 10_000;
 const STATUS_MS: Millis = 1000;
 const STATUS_SOON_MS: Millis = 20;
 /// How often the leader plans when nothing has changed.
@@ -224,6 +231,10 @@ pub struct Control {
     next_seed: usize,
     join_at: Option<Millis>,
     status_at: Millis,
+    /// Rounds of asking to be admitted.
+    asked: u32,
+    /// Since when others say that another process has this node's id.
+    taken_since: Option<Millis>,
     plan_at: Millis,
     refused: bool,
     seed: u64,
@@ -276,6 +287,8 @@ impl Control {
             join_at: Some(0),
             status_at: Millis::MAX,
             plan_at: Millis::MAX,
+            asked: 0,
+            taken_since: None,
             refused: false,
             seed,
             settings,
@@ -398,6 +411,10 @@ impl Control {
             }
             Body::Status { adopted, filled } => self.on_status(now, sender.no, Status { adopted, filled }),
             Body::Propose { token, change } => self.ask(now, change, Waits::Peer(sender.peer, token), out),
+            Body::Taken(at) => {
+                self.on_taken(now, at, out);
+                return;
+            }
             Body::Proposed { token, refused } => out.proposed.push((token, refused.map_or(Ok(()), Err))),
         }
         // Whoever is behind is helped along.
@@ -588,10 +605,31 @@ impl Control {
             if !self.refused {
                 self.refused = true;
                 let text = format!("the cluster has {} shards: start with --shards {0}", map.placements.len());
+        // A former life that is still there elsewhere is none: two processes have one id. One at the same address is gone,
+        // or the newcomer could not listen there.
+        let twin = map.life_of(candidate.id).filter(|m| self.alive.contains(&m.no) && m.about.peer != candidate.peer);
+        if let Some(twin) = twin.map(|twin| twin.about.peer) {
+            return self.send(candidate.peer, Body::Taken(twin), out);
+        }
                 out.events.push(Event::Refused(text));
             }
             return;
         }
+    /// A member says that another process with this node's id is there. It may be a former life that nobody has missed yet.
+    fn on_taken(&mut self, now: Now, at: SocketAddr, out: &mut Output) {
+        if self.me != NodeNo(0) || self.refused {
+            return;
+        }
+        let since = *self.taken_since.get_or_insert(now.mono);
+        self.asked = 0;
+        if now.mono >= since + TAKEN_MS {
+            self.refused = true;
+            out.events.push(Event::Refused(format!(
+                "another process with this node's id runs at {at}: stop it, or give this one a directory of its own (--dir)"
+            )));
+        }
+    }
+
         if map.epoch <= self.epoch() && self.me != NodeNo(0) {
             return;
         }
@@ -620,6 +658,7 @@ impl Control {
         }
         // Lives that are gone have nothing to say any more.
         self.statuses.retain(|no, _| map.member(*no).is_some());
+                (self.asked, self.taken_since) = (0, None);
         self.filled.retain(|(shard, epoch)| map.placements[usize::from(*shard)].epoch == *epoch);
         if let Some(membership) = &mut self.membership {
             membership.on_map(now, map.present().map(|m| m.about.id), &mut self.swim);
@@ -790,7 +829,8 @@ impl Control {
             }
             return;
         }
-        if self.map.is_some() && !self.proposer.is_busy() {
+        self.asked += 1;
+        if self.map.is_some() && !self.proposer.is_busy() && self.asked > JOIN_ALONE {
             // It knows voters from its former life, or from the life that was given up.
             self.ask(now, Change::Admit(about.clone()), Waits::Nobody, out);
         }
@@ -805,9 +845,9 @@ impl Control {
             }
         }
         seeds.retain(|&seed| seed != about.peer);
-        if !seeds.is_empty() {
+        for _ in 0..seeds.len().min(JOIN_AT_ONCE) {
             self.next_seed = (self.next_seed + 1) % seeds.len();
-            self.send(seeds[self.next_seed], Body::Join(about), out);
+            self.send(seeds[self.next_seed], Body::Join(about.clone()), out);
         }
     }
 

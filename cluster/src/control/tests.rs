@@ -63,7 +63,11 @@ impl World {
     }
 
     fn start(&mut self, n: u16, boot: u64, start: Start) {
-        let about = candidate(n, boot);
+        self.start_as(candidate(n, boot), start);
+    }
+
+    fn start_as(&mut self, about: Candidate, start: Start) {
+        let seed = about.id.0 as u64 * 1000 + about.boot;
         let settings = Settings {
             start,
             shards: 32,
@@ -72,7 +76,7 @@ impl World {
             planner: planner::Settings::default(),
         };
         let remembered = self.disks.entry(about.id).or_default().clone();
-        self.nodes.insert(about.peer, Control::new(settings, remembered, u64::from(n) * 1000 + boot));
+        self.nodes.insert(about.peer, Control::new(settings, remembered, seed));
     }
 
     fn kill(&mut self, n: u16) {
@@ -237,6 +241,30 @@ fn another_cluster_and_another_shard_count_are_refused_with_a_reason() {
     assert!(text.contains("cluster 000000000000004d"), "{text}");
     let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
     assert!(map.life_of(NodeId(9)).is_none());
+}
+
+#[test]
+fn a_second_process_with_a_nodes_id_is_refused_and_a_node_that_moved_is_not() {
+    for lives in [true, false] {
+        let mut world = World::default();
+        world.three();
+        if !lives {
+            world.kill(2);
+        }
+        // Its directory, at another address.
+        let elsewhere = Candidate { peer: candidate(8, 0).peer, ..candidate(2, 2) };
+        world.start_as(elsewhere.clone(), seeds());
+        let refused = |world: &World| {
+            world.events.iter().any(|(_, e)| matches!(e, Event::Refused(why) if why.contains("another process")))
+        };
+        let admitted = |world: &World| world.nodes[&elsewhere.peer].me() != NodeNo(0);
+        assert!(world.run_until(30_000, |world| refused(world) || admitted(world)), "{:?}", world.nodes);
+        assert_eq!((refused(&world), admitted(&world)), (lives, !lives));
+        if lives {
+            assert_ne!(world.nodes[&candidate(2, 0).peer].me(), NodeNo(0), "the first goes on");
+            assert!(!world.events.iter().any(|(_, e)| matches!(e, Event::Duplicate { .. } | Event::Expelled)));
+        }
+    }
 }
 
 #[test]
