@@ -16,7 +16,8 @@
 //! - A stage is left only when enough replicas have adopted it (`docs/protocols/moves.md` has the why). Adoption is only
 //!   ever read from [`View::adopted`] and from the map itself: a life whose node runs again under a new number is over for sure
 //!   and answers nobody.
-//! - A node is given up only when it alone, not the network or a zone, seems to be the trouble.
+//! - A node is given up only when it alone, not the network or a zone, seems to be the trouble; and much later when without its
+//!   copy a shard could not be completed any more ([`MERCY`]).
 //! - Data is given up only when no complete copy is left anywhere. Everything short of that waits for an operator.
 //! - With a view that stays as it is, the planner comes to rest.
 //!
@@ -37,6 +38,10 @@ use crate::map::{Change, Map, Member, Placement, Stage, Standing, Step, Transiti
 
 /// Steps in one change, at most.
 pub const MAX_STEPS: usize = 1024;
+
+/// A life that holds a copy without which another one cannot be filled is given up only after so many times
+/// [`Settings::replace_after_ms`]. If it only stands still it is worth waiting for, and a node that restarts is not waited for.
+pub const MERCY: Millis = 10;
 
 /// What the planner may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +128,9 @@ impl Planner {
         };
         let mut over = None;
         for member in down.iter().filter(|m| few && !is_zone_down(&m.about.zone)) {
-            let due = view.down_since[&member.no].saturating_add(self.settings.replace_after_ms);
+            let patience = if is_needed(map, member.no) { MERCY } else { 1 };
+            let due =
+                view.down_since[&member.no].saturating_add(patience.saturating_mul(self.settings.replace_after_ms));
             if due > now {
                 self.deadline = Some(self.deadline.map_or(due, |at| at.min(due)));
             } else {
@@ -237,6 +244,19 @@ fn begin(map: &Map, view: &View, exchange: &Exchange) -> Begin {
 
 fn is_lost(map: &Map, no: NodeNo) -> bool {
     map.member(no).is_none_or(|m| m.standing == Standing::Lost)
+}
+
+/// Whether some shard has no more sources than a filling copy needs, this life among them: to give it up is to give up on that
+/// copy, and with it on the shard.
+fn is_needed(map: &Map, no: NodeNo) -> bool {
+    map.placements.iter().any(|placement| {
+        let set = match placement.stage {
+            Stage::ReadNew => placement.new_set(),
+            _ => placement.replicas.clone(),
+        };
+        let serving = || set.iter().filter(|r| !r.filling && !is_lost(map, r.node));
+        serving().any(|r| r.node == no) && serving().count() <= map.quorums.sources(set.len())
+    })
 }
 
 /// The life is over for certain, not only given up: its node runs again as another one.

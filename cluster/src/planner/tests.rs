@@ -261,6 +261,14 @@ fn keeps_rules(now: Millis, map: &Map, view: &View, change: &Change) {
         Change::Steps(steps) => steps,
         Change::Lose(no) => {
             assert!(!view.alive.contains(no) && now - view.down_since[no] >= 30_000);
+            // A copy that another one must be filled from is given up late.
+            let is_last_help = map.placements.iter().filter(|p| p.stage != Stage::ReadNew).any(|p| {
+                let serves = |r: &&Replica| !r.filling && standing(r.node) != Standing::Lost;
+                let (serving, n) = (p.replicas.iter().filter(serves), p.replicas.len());
+                let rest = serving.clone().filter(|r| r.node != *no).count();
+                serving.count() > rest && rest + map.quorums.of(n).0 <= n
+            });
+            assert!(!is_last_help || now - view.down_since[no] >= 300_000, "{no} is needed");
             let down = map.present().filter(|m| view.down_since.contains_key(&m.no)).count();
             let present = map.present().count();
             assert!(down * 3 < present || down == 1 && present == 3, "{down} of {present} are down");
@@ -515,4 +523,31 @@ fn a_cluster_of_which_nothing_is_left_starts_again() {
     world.rest();
     assert_eq!(is_right(&world.map), Ok(()));
     assert!(world.map.placements.iter().all(|p| p.losses == 1 && p.replicas.iter().all(|r| !r.filling)));
+}
+
+/// One of three copies is being filled when the node of another one stands still: without that one the third alone is no
+/// source, and what only the two have acknowledged would be gone. So it is waited for, and given up as soon as it is not needed.
+#[test]
+fn a_copy_that_another_is_filled_from_is_not_given_up() {
+    let mut world = World::new(32, Q, vec![(100, 0)]);
+    (2..=4).for_each(|n| world.start(n));
+    world.rest();
+    world.start(4);
+    let filling = world.map.life_of(candidate(4, 1).id).unwrap().no;
+    assert!(world.map.placements.iter().any(|p| p.is_filling(filling) && p.is_readable(NodeNo(1))));
+    world.down.insert(NodeNo(1), world.now);
+    world.now += 299_999;
+    while world.turn(|no| no == filling) {}
+    assert_eq!(world.map.member(NodeNo(1)).unwrap().standing, Standing::Up, "nothing could be filled without it");
+    let mut back = world;
+    back.down.clear();
+    back.rest();
+    assert_eq!(is_right(&back.map), Ok(()));
+    assert!(back.map.placements.iter().all(|p| p.losses == 0 && p.replicas.iter().all(|r| !r.filling)));
+    // Complete again: now nobody needs it.
+    back.down.insert(NodeNo(1), back.now);
+    back.now += 30_000;
+    back.rest();
+    assert!(back.map.member(NodeNo(1)).is_none_or(|m| m.standing == Standing::Lost));
+    assert!(back.map.placements.iter().all(|p| p.losses == 0 && p.replicas.iter().all(|r| !r.filling)));
 }
