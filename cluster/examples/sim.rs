@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use gridkv_cluster::planted::{Bug, Planted};
-use gridkv_cluster::sim::options::Options;
+use gridkv_cluster::sim::options::{Control, Options};
 use gridkv_cluster::sim::{self, Run, forged};
 
 /// Whole clusters in one thread, under virtual time, from one seed.
@@ -29,6 +29,9 @@ struct Args {
     /// Threads; each run has one.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Who decides on the map in every seed: `authority` or `planes`. Each seed draws it otherwise.
+    #[arg(long)]
+    control: Option<String>,
     /// Break this rule on purpose.
     #[arg(long)]
     bug: Option<String>,
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     if let Some(seed) = args.seed {
         let planted = args.bug.as_deref().map_or(Planted::default(), |name| Planted::with(bug(name)));
-        return single(seed, args.seconds, planted);
+        return single(seed, &args, planted);
     }
     if args.planted {
         return planted(&args);
@@ -68,6 +71,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn draw(seed: u64, args: &Args) -> Options {
+    let options = Options::draw(seed, args.seconds);
+    match args.control.as_deref() {
+        None => options,
+        Some("planes") if options.control == Control::Authority => options.with_planes(),
+        Some("authority") if options.control == Control::Planes => options.with_authority(),
+        Some("planes" | "authority") => options,
+        Some(name) => {
+            eprintln!("--control is authority or planes, not {name}");
+            std::process::exit(2)
+        }
+    }
+}
+
 fn bug(name: &str) -> Bug {
     let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
     found.unwrap_or_else(|| {
@@ -76,8 +93,8 @@ fn bug(name: &str) -> Bug {
     })
 }
 
-fn single(seed: u64, seconds: u64, planted: Planted) -> ExitCode {
-    let options = Options::draw(seed, seconds);
+fn single(seed: u64, args: &Args, planted: Planted) -> ExitCode {
+    let options = draw(seed, args);
     show(&options);
     let run = sim::run(&options, planted);
     println!("{:#?}\nrun {:016x}", run.stats, run.hash);
@@ -137,7 +154,7 @@ fn many(args: &Args, planted: Planted) -> usize {
                     if seed >= end || args.first && !sum.lock().expect("no panic").failed.is_empty() {
                         return;
                     }
-                    let options = Options::draw(seed, args.seconds);
+                    let options = draw(seed, args);
                     let run = sim::run(&options, planted);
                     // One in twenty runs twice.
                     let differs = seed.is_multiple_of(20) && sim::run(&options, planted).hash != run.hash;
@@ -209,7 +226,7 @@ fn planted(args: &Args) -> ExitCode {
                         if seed >= args.start + args.most || found.lock().expect("no panic").is_some() {
                             return;
                         }
-                        let run = sim::run(&Options::draw(seed, args.seconds), Planted::with(bug));
+                        let run = sim::run(&draw(seed, args), Planted::with(bug));
                         if let Some(violation) = run.violation {
                             let mut found = found.lock().expect("no panic");
                             if found.as_ref().is_none_or(|(known, _)| seed < *known) {

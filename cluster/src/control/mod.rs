@@ -37,6 +37,7 @@ use crate::ids::{NodeId, NodeNo, Now};
 use crate::map::{Candidate, Change, Map, Refusal};
 use crate::membership::{self, Identity, Membership};
 use crate::planner::{self, Planner};
+use crate::planted::{Bug, Planted};
 use crate::quorum::Quorums;
 use crate::register::{self, Acceptor, Head, Proposer, RegisterMessage, Rules};
 use message::{Body, Envelope, Sender};
@@ -182,7 +183,6 @@ struct Status {
 const MAX_WAITING: usize = 256;
 /// How often a node that is not a member asks.
 const JOIN_MS: Millis = 500;
-/// How often a node tells its status, and how soon after a change.
 /// Members that are asked at a time.
 const JOIN_AT_ONCE: usize = 3;
 /// Rounds of asking in vain, after which a node that was a member before proposes its admission itself: all others may be
@@ -190,6 +190,7 @@ const JOIN_AT_ONCE: usize = 3;
 const JOIN_ALONE: u32 = 3;
 /// How long another process may be there with this node's id: longer than it takes to notice that a former life is gone.
 const TAKEN_MS: Millis = 10_000;
+/// How often a node tells its status, and how soon after a change.
 const STATUS_MS: Millis = 1000;
 const STATUS_SOON_MS: Millis = 20;
 /// How often the leader plans when nothing has changed.
@@ -230,14 +231,15 @@ pub struct Control {
     map_sent: BTreeMap<SocketAddr, Millis>,
     next_seed: usize,
     join_at: Option<Millis>,
-    status_at: Millis,
     /// Rounds of asking to be admitted.
     asked: u32,
     /// Since when others say that another process has this node's id.
     taken_since: Option<Millis>,
+    status_at: Millis,
     plan_at: Millis,
     refused: bool,
     seed: u64,
+    planted: Planted,
 }
 
 impl std::fmt::Debug for Control {
@@ -285,14 +287,22 @@ impl Control {
             map_sent: BTreeMap::new(),
             next_seed: 0,
             join_at: Some(0),
-            status_at: Millis::MAX,
-            plan_at: Millis::MAX,
             asked: 0,
             taken_since: None,
+            status_at: Millis::MAX,
+            plan_at: Millis::MAX,
             refused: false,
             seed,
+            planted: Planted::default(),
             settings,
         }
+    }
+
+    /// Breaks one rule on purpose.
+    #[cfg(any(test, feature = "planted"))]
+    pub fn plant(&mut self, planted: Planted) {
+        self.planted = planted;
+        self.proposer.planted = planted;
     }
 
     /// The map that this node knows, adopted by all cores or not yet.
@@ -401,6 +411,10 @@ impl Control {
                 }
                 return;
             }
+            Body::Taken(at) => {
+                self.on_taken(now, at, out);
+                return;
+            }
             Body::MapWanted => self.send_map(now, sender.peer, out),
             Body::Map(bytes) => {
                 if let Ok(map) = Map::decode(&bytes)
@@ -411,10 +425,6 @@ impl Control {
             }
             Body::Status { adopted, filled } => self.on_status(now, sender.no, Status { adopted, filled }),
             Body::Propose { token, change } => self.ask(now, change, Waits::Peer(sender.peer, token), out),
-            Body::Taken(at) => {
-                self.on_taken(now, at, out);
-                return;
-            }
             Body::Proposed { token, refused } => out.proposed.push((token, refused.map_or(Ok(()), Err))),
         }
         // Whoever is behind is helped along.
@@ -595,26 +605,16 @@ impl Control {
         if admitted {
             return self.send_map(now, candidate.peer, out);
         }
-        let waits = Waits::Joiner(candidate.peer, candidate.id);
-        self.ask(now, Change::Admit(candidate), waits, out);
-    }
-
-    /// A chosen map.
-    fn learn(&mut self, now: Now, map: Map, out: &mut Output) {
-        if map.placements.len() != usize::from(self.settings.shards) {
-            if !self.refused {
-                self.refused = true;
-                let text = format!("the cluster has {} shards: start with --shards {0}", map.placements.len());
         // A former life that is still there elsewhere is none: two processes have one id. One at the same address is gone,
         // or the newcomer could not listen there.
         let twin = map.life_of(candidate.id).filter(|m| self.alive.contains(&m.no) && m.about.peer != candidate.peer);
         if let Some(twin) = twin.map(|twin| twin.about.peer) {
             return self.send(candidate.peer, Body::Taken(twin), out);
         }
-                out.events.push(Event::Refused(text));
-            }
-            return;
-        }
+        let waits = Waits::Joiner(candidate.peer, candidate.id);
+        self.ask(now, Change::Admit(candidate), waits, out);
+    }
+
     /// A member says that another process with this node's id is there. It may be a former life that nobody has missed yet.
     fn on_taken(&mut self, now: Now, at: SocketAddr, out: &mut Output) {
         if self.me != NodeNo(0) || self.refused {
@@ -630,6 +630,16 @@ impl Control {
         }
     }
 
+    /// A chosen map.
+    fn learn(&mut self, now: Now, map: Map, out: &mut Output) {
+        if map.placements.len() != usize::from(self.settings.shards) {
+            if !self.refused {
+                self.refused = true;
+                let text = format!("the cluster has {} shards: start with --shards {0}", map.placements.len());
+                out.events.push(Event::Refused(text));
+            }
+            return;
+        }
         if map.epoch <= self.epoch() && self.me != NodeNo(0) {
             return;
         }
@@ -648,6 +658,7 @@ impl Control {
             (NodeNo(0), me) => {
                 out.events.push(Event::Admitted(me));
                 (self.join_at, self.refused) = (None, false);
+                (self.asked, self.taken_since) = (0, None);
                 self.start_membership(now, out);
             }
             (_, NodeNo(0)) => {
@@ -658,7 +669,6 @@ impl Control {
         }
         // Lives that are gone have nothing to say any more.
         self.statuses.retain(|no, _| map.member(*no).is_some());
-                (self.asked, self.taken_since) = (0, None);
         self.filled.retain(|(shard, epoch)| map.placements[usize::from(*shard)].epoch == *epoch);
         if let Some(membership) = &mut self.membership {
             membership.on_map(now, map.present().map(|m| m.about.id), &mut self.swim);
@@ -879,9 +889,13 @@ impl Control {
             .statuses
             .iter()
             .flat_map(|(&no, status)| status.filled.iter().map(move |&(shard, epoch)| (shard, epoch, no)));
+        let adopted = match self.planted.has(Bug::HastyMove) {
+            true => map.members.iter().map(|m| (m.no, u64::MAX)).collect(),
+            false => self.statuses.iter().map(|(&no, status)| (no, status.adopted)).collect(),
+        };
         let view = planner::View {
             alive: self.alive.clone(),
-            adopted: self.statuses.iter().map(|(&no, status)| (no, status.adopted)).collect(),
+            adopted,
             filled: filled.collect(),
             down_since: self.away_since.clone(),
             isolated: self.is_isolated(),

@@ -26,6 +26,7 @@ use gridkv_engine::Millis;
 use super::Plant;
 use super::{Ballot, Config, Head, MAX_VALUE, RegisterMessage, Rules};
 use crate::ids::{NodeNo, Now};
+use crate::planted::{Bug, Planted};
 
 /// How long an attempt may take. A round trip and a write to disk are some milliseconds.
 const ATTEMPT_MS: Millis = 500;
@@ -150,6 +151,7 @@ pub struct Proposer<R: Rules> {
     certain: bool,
     operation: Option<Operation<R::Change>>,
     phase: Phase,
+    pub(crate) planted: Planted,
     #[cfg(test)]
     pub(super) plant: Option<Plant>,
 }
@@ -175,6 +177,7 @@ impl<R: Rules> Proposer<R> {
             certain: false,
             operation: None,
             phase: Phase::Idle,
+            planted: Planted::default(),
             #[cfg(test)]
             plant: None,
         }
@@ -522,7 +525,7 @@ impl<R: Rules> Proposer<R> {
     }
 
     fn quorum(&self, config: &Config, said: impl Fn(NodeNo) -> bool) -> bool {
-        if planted!(self, MajorityOfUnion) {
+        if planted!(self, MajorityOfUnion) || self.planted.has(Bug::JointUnion) {
             let mut all: Vec<NodeNo> = config.groups().flatten().copied().collect();
             all.sort_unstable();
             all.dedup();

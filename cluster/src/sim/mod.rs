@@ -10,7 +10,8 @@
 //! | [`world`] | the queue of events, the nodes, the faults, the clients |
 //! | [`node`] | one node: its machines, its stores, its clock |
 //! | [`network`] | what arrives, and when |
-//! | [`authority`] | who decides on the map |
+//! | [`authority`] | who decides on the map, where it is one holder |
+//! | [`plane`] | the control plane of a node and its disk, where nodes decide together |
 //! | [`history`] | what clients saw, and whether that is what they were promised |
 //! | [`forged`] | wrong histories, to see that the checkers see |
 //! | [`trace`] | what happened, as a number and as a drawing |
@@ -23,6 +24,7 @@ pub mod history;
 pub mod network;
 pub mod node;
 pub mod options;
+pub mod plane;
 pub mod random;
 pub mod trace;
 pub mod world;

@@ -11,6 +11,7 @@ use gridkv_engine::store::{Store, StoreConfig};
 
 use super::history::EPOCH_MS;
 use super::options::Options;
+use super::plane::{Disk, Plane};
 use crate::ids::{NodeId, NodeNo, Now};
 use crate::map::{Candidate, Map, NORMAL_WEIGHT};
 use crate::outbox::Outbox;
@@ -58,7 +59,7 @@ pub enum Pending {
 pub struct Node {
     /// Over all its lives.
     pub id: NodeId,
-    /// Which life this is.
+    /// Which life this is: each time the process starts it is one more.
     pub boot: u64,
     /// The number of this life, once it is admitted.
     pub no: NodeNo,
@@ -78,6 +79,10 @@ pub struct Node {
     pub pending: BTreeMap<u64, Pending>,
     /// The number of the next operation.
     pub next_token: u64,
+    /// Its control plane, where there is one and it runs.
+    pub plane: Option<Plane>,
+    /// What outlives its process.
+    pub disk: Disk,
 }
 
 /// The key of a number.
@@ -115,6 +120,8 @@ impl Node {
             sees: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_token: 1,
+            plane: None,
+            disk: Disk::new(NodeId(index as u128 + 1)),
         }
     }
 
@@ -173,6 +180,8 @@ impl Node {
     pub fn stop(&mut self) -> BTreeMap<u64, Pending> {
         (self.up, self.paused_until) = (false, 0);
         self.cores.clear();
+        self.plane = None;
+        self.disk.forget_unwritten();
         self.sees.clear();
         std::mem::take(&mut self.pending)
     }

@@ -9,6 +9,33 @@ use gridkv_engine::Millis;
 use super::random::Random;
 use crate::quorum::Quorums;
 
+/// The stream that decides who decides on the map.
+const PLANES: u64 = 11;
+/// Time in which a cluster is founded and has grown to its first size, mostly.
+const FOUNDING_MS: Millis = 8_000;
+
+/// Who decides on the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// One holder, which is told who is alive.
+    Authority,
+    /// The control planes of all nodes.
+    Planes,
+}
+
+/// Times of the control planes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gossip {
+    /// Until the next member is probed.
+    pub probe_ms: Millis,
+    /// How long a suspect may object.
+    pub suspect_ms: Millis,
+    /// How often lists are exchanged.
+    pub exchange_ms: Millis,
+    /// Mean time of a write to a node's disk.
+    pub disk_us: u64,
+}
+
 /// A kind of trouble, without its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -17,6 +44,13 @@ pub enum Kind {
         /// Which node.
         node: usize,
         /// Until the next life.
+        down_ms: Millis,
+    },
+    /// A machine is replaced: its process dies, and its successor at the same address has an empty directory.
+    Replace {
+        /// Which node.
+        node: usize,
+        /// Until the successor starts.
         down_ms: Millis,
     },
     /// A node dies that takes part in a move right now, if one does.
@@ -81,6 +115,7 @@ impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Kill { .. } => "kill",
+            Kind::Replace { .. } => "machine replaced",
             Kind::KillMover { .. } => "kill in a move",
             Kind::Pause { .. } => "pause",
             Kind::Slow { .. } => "slow",
@@ -165,6 +200,10 @@ pub struct Options {
     pub replace_after_ms: Millis,
     /// Shards on the move at once.
     pub moves_at_once: usize,
+    /// Who decides on the map.
+    pub control: Control,
+    /// How the control planes do it.
+    pub gossip: Gossip,
     /// What goes wrong, by time.
     pub faults: Vec<Fault>,
 }
@@ -172,6 +211,21 @@ pub struct Options {
 impl Options {
     /// What that seed draws.
     pub fn draw(seed: u64, seconds: u64) -> Options {
+        let options = Options::draw_with_authority(seed, seconds);
+        // From a stream of its own, so that the worlds with an authority do not depend on it.
+        match Random::new(seed, PLANES).chance(500) {
+            true => options.with_planes(),
+            false => options,
+        }
+    }
+
+    /// The same world with an authority in place of control planes.
+    #[must_use]
+    pub fn with_authority(self) -> Options {
+        Options::draw_with_authority(self.seed, self.seconds)
+    }
+
+    fn draw_with_authority(seed: u64, seconds: u64) -> Options {
         let r = &mut Random::new(seed, 1);
         let quorums = *r.pick(&[
             Quorums { n: 3, w: 2, r: 2 },
@@ -216,6 +270,8 @@ impl Options {
             outlier: r.chance(100),
             replace_after_ms: *r.pick(&[8_000, 15_000, 30_000]),
             moves_at_once: *r.pick(&[1, 8, 64]),
+            control: Control::Authority,
+            gossip: Gossip { probe_ms: 500, suspect_ms: 2000, exchange_ms: 5000, disk_us: 1000 },
             faults: Vec::new(),
         };
         if quorums.w == 1 {
@@ -224,6 +280,32 @@ impl Options {
         }
         options.faults = faults(r, &options);
         options
+    }
+
+    /// The same world with control planes in place of the authority.
+    #[must_use]
+    pub fn with_planes(mut self) -> Options {
+        let r = &mut Random::new(self.seed, PLANES + 1);
+        self.control = Control::Planes;
+        self.gossip = Gossip {
+            probe_ms: *r.pick(&[200, 300, 500]),
+            suspect_ms: *r.pick(&[600, 1000, 2000]),
+            exchange_ms: *r.pick(&[1000, 2000, 5000]),
+            disk_us: *r.pick(&[100, 2000, 20_000]),
+        };
+        self.moves_at_once = self.moves_at_once.max(4);
+        // The cluster is founded first. Some worlds have faults from the beginning.
+        let grace = if r.chance(300) { 0 } else { FOUNDING_MS.min(self.seconds * 250) };
+        let end = self.seconds * 1000;
+        for fault in &mut self.faults {
+            fault.at = grace + fault.at * (end - grace) / end;
+            if let Kind::Kill { node, down_ms } = fault.kind
+                && r.chance(200)
+            {
+                fault.kind = Kind::Replace { node, down_ms };
+            }
+        }
+        self
     }
 
     /// The same world in which nothing goes wrong.

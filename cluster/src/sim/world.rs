@@ -11,6 +11,8 @@
 //! A run has two phases. First faults, while only safety is asked for. Then everything is healed, and the cluster must become
 //! whole, agree, and answer everything, in a simulated minute.
 
+mod planes;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
@@ -24,7 +26,8 @@ use super::authority::{Authority, MapSource, first_map, is_whole};
 use super::history::{Asked, Came, EPOCH_MS, History, Op, Rule, Seen, Violation};
 use super::network::Network;
 use super::node::{Asker, Core, Node, Pending, bytes_of, key_of, value_of};
-use super::options::{Kind, Options};
+use super::options::{Control, Kind, Options};
+use super::plane;
 use super::random::Random;
 use super::trace::Trace;
 use crate::ids::NodeNo;
@@ -47,7 +50,7 @@ const MS: u64 = 1000;
 
 #[derive(Debug)]
 enum What {
-    Deliver { to: usize, boot: u64, from: NodeNo, shard: ShardId, bytes: Rc<AlignedVec<16>> },
+    Deliver { to: usize, boot: u64, life: NodeNo, from: NodeNo, shard: ShardId, bytes: Rc<AlignedVec<16>> },
     Wake { node: usize, boot: u64, core: usize },
     Sweep { node: usize, boot: u64 },
     Map { node: usize, boot: u64, core: usize, map: Arc<Map> },
@@ -57,6 +60,10 @@ enum What {
     Adopted { node: usize, no: NodeNo, epoch: u64 },
     Filled { node: usize, no: NodeNo, shard: u16, epoch: u64 },
     Think,
+    /// Something for or of a control plane.
+    Plane { node: usize, boot: u64, note: planes::Note },
+    /// The operator looks whether a drained node may go.
+    Operator,
     Client { client: usize },
     Begin { op: usize },
     Fault { at: usize, tries: u32 },
@@ -139,6 +146,11 @@ pub struct World {
     /// When the map changed last.
     changed_at: u64,
     maps: BTreeMap<u64, Arc<Map>>,
+    /// With control planes: what the voters have on their disks, and the newest map that any node knows.
+    votes: planes::Votes,
+    newest: Arc<Map>,
+    /// Whom the operator has told to empty itself.
+    draining: Vec<usize>,
     history: History,
     /// Random numbers of the world and of the clients.
     random: Random,
@@ -181,6 +193,9 @@ impl World {
             paused: BTreeMap::new(),
             changed_at: 0,
             maps: BTreeMap::new(),
+            votes: planes::Votes::default(),
+            newest: plane::no_map(options),
+            draining: Vec::new(),
             history: History {
                 ops: Vec::new(),
                 ahead_ms: options.ahead_ms(),
@@ -203,6 +218,20 @@ impl World {
     }
 
     fn begin(&mut self) {
+        match self.options.control {
+            Control::Authority => self.begin_with_authority(),
+            Control::Planes => self.begin_with_planes(),
+        }
+        for client in 0..self.options.clients {
+            self.push(client as u64 * MS, What::Client { client });
+        }
+        for at in 0..self.options.faults.len() {
+            self.push(self.options.faults[at].at * MS, What::Fault { at, tries: 0 });
+        }
+        self.push(self.options.seconds * 1000 * MS, What::Heal);
+    }
+
+    fn begin_with_authority(&mut self) {
         let map = self.authority.map().clone();
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
@@ -224,13 +253,26 @@ impl World {
             self.push(500 * MS, What::Sweep { node: observer, boot: 1 });
         }
         self.push(100 * MS, What::Think);
-        for client in 0..self.options.clients {
-            self.push(client as u64 * MS, What::Client { client });
+    }
+
+    fn has_planes(&self) -> bool {
+        self.options.control == Control::Planes
+    }
+
+    /// The newest map that anybody knows.
+    fn map(&self) -> &Arc<Map> {
+        match self.options.control {
+            Control::Authority => self.authority.map(),
+            Control::Planes => &self.newest,
         }
-        for at in 0..self.options.faults.len() {
-            self.push(self.options.faults[at].at * MS, What::Fault { at, tries: 0 });
+    }
+
+    /// The number that a core of a node goes by.
+    fn number(&self, node: usize, core: usize) -> NodeNo {
+        match self.options.control {
+            Control::Authority => self.nodes[node].no,
+            Control::Planes => self.nodes[node].cores[core].shards.view().me,
         }
-        self.push(self.options.seconds * 1000 * MS, What::Heal);
     }
 
     /// Runs it to its end.
@@ -248,7 +290,10 @@ impl World {
         self.stats.time = self.time;
         self.stats.messages = self.network.stats.sent;
         self.stats.events = self.trace.events;
-        self.stats.changes = self.authority.changes;
+        self.stats.changes = match self.options.control {
+            Control::Authority => self.authority.changes,
+            Control::Planes => self.newest.epoch,
+        };
         for (name, count) in [("lost", self.network.stats.lost), ("duplicated", self.network.stats.duplicated)] {
             *self.stats.faults.entry(name).or_default() += count;
         }
@@ -274,7 +319,9 @@ impl World {
 
     fn handle(&mut self, what: What) {
         match what {
-            What::Deliver { to, boot, from, shard, bytes } => self.deliver(to, boot, from, shard, bytes),
+            What::Deliver { to, boot, life, from, shard, bytes } => self.deliver(to, boot, life, from, shard, bytes),
+            What::Plane { node, boot, note } => self.on_note(node, boot, note),
+            What::Operator => self.operate(),
             What::Wake { node, boot, core } => {
                 if self.is_life(node, boot) && self.awake(node, || What::Wake { node, boot, core }) {
                     let time = self.time;
@@ -363,15 +410,26 @@ impl World {
 
     // --- messages ---------------------------------------------------------------------------------------------------
 
-    fn deliver(&mut self, to: usize, boot: u64, from: NodeNo, shard: ShardId, bytes: Rc<AlignedVec<16>>) {
+    fn deliver(
+        &mut self,
+        to: usize,
+        boot: u64,
+        life: NodeNo,
+        from: NodeNo,
+        shard: ShardId,
+        bytes: Rc<AlignedVec<16>>,
+    ) {
         if !self.is_life(to, boot) {
             return;
         }
         let again = bytes.clone();
-        if !self.awake(to, || What::Deliver { to, boot, from, shard, bytes: again }) {
+        if !self.awake(to, || What::Deliver { to, boot, life, from, shard, bytes: again }) {
             return;
         }
         let Some(core) = self.nodes[to].core_of(shard.0) else { return };
+        if self.has_planes() && self.number(to, core) != life {
+            return;
+        }
         let message = match Message::read(&bytes) {
             Ok(message) => message,
             Err(error) => return self.violate(Rule::Invariants, format!("a message that cannot be read: {error}")),
@@ -385,15 +443,14 @@ impl World {
         self.drain(to, core);
     }
 
-    fn transmit(&mut self, from: usize, to: NodeNo, shard: ShardId, bytes: &Rc<AlignedVec<16>>) {
+    fn transmit(&mut self, (from, no): (usize, NodeNo), to: NodeNo, shard: ShardId, bytes: &Rc<AlignedVec<16>>) {
         let Some(&(index, boot)) = self.lives.get(&to) else { return };
         if index == from || !self.is_life(index, boot) {
             return;
         }
         let is_order = matches!(Message::read(bytes), Ok(Message::Order(..)));
-        let no = self.nodes[from].no;
         for at in self.network.arrivals(self.time, from, index, is_order).into_iter().flatten() {
-            let what = What::Deliver { to: index, boot, from: no, shard, bytes: bytes.clone() };
+            let what = What::Deliver { to: index, boot, life: to, from: no, shard, bytes: bytes.clone() };
             self.push(at - self.time, what);
         }
     }
@@ -420,16 +477,20 @@ impl World {
             }
             state.out.clear_sends();
             let (done, filled, wanted) = (state.out.take_done(), state.out.take_filled(), state.out.take_wanted());
-            let (no, boot) = (self.nodes[node].no, self.nodes[node].boot);
+            let (no, boot) = (self.number(node, core), self.nodes[node].boot);
             for (to, shard, bytes) in sends {
-                self.transmit(node, to, shard, &bytes);
+                self.transmit((node, no), to, shard, &bytes);
             }
+            let filled = match self.has_planes() {
+                true => self.tell_plane(node, filled, wanted),
+                false => filled,
+            };
             for (shard, epoch) in filled {
                 let after = self.random.within(0, self.options.map_ms) * MS;
                 self.trace.note(self.time, node, Some(shard.0), || format!("filled s{} e{epoch}", shard.0));
                 self.push(after, What::Filled { node, no, shard: shard.0, epoch });
             }
-            if wanted > 0 && !self.is_far(node) {
+            if wanted > 0 && !self.has_planes() && !self.is_far(node) {
                 let map = self.authority.map().clone();
                 let after = self.random.within(1, 40) * MS;
                 self.push(after, What::Map { node, boot, core, map });
@@ -517,8 +578,10 @@ impl World {
         let shard = state.cores[core].shards.view().shard(hash).0;
         self.trace.note(time, node, Some(shard), || format!("call {op}: {asked:?} {key} {level:?}"));
         if asked == Asked::Count {
+            let me = self.number(node, core);
+            let state = &mut self.nodes[node];
             match state.cores[core].shards.orderer(hash) {
-                Ok(no) if no == state.no => self.prepare(node, core, Asker::Here(op), key),
+                Ok(no) if no == me => self.prepare(node, core, Asker::Here(op), key),
                 Ok(no) => {
                     let token = state.token(Pending::Forwarded(op));
                     let Core { shards, store, out, .. } = &mut state.cores[core];
@@ -557,8 +620,9 @@ impl World {
     /// Runs a command on what was found for it, and has its change stored.
     fn run_count(&mut self, node: usize, core: usize, asker: Asker, mut found: Vec<Found>) -> bool {
         let time = self.time;
+        let me = self.number(node, core);
         let state = &mut self.nodes[node];
-        let (now, me) = (state.now(time), state.no);
+        let now = state.now(time);
         let Core { shards, store, .. } = &mut state.cores[core];
         shards.freshest(now, store, &mut found);
         let Some(found) = found.pop() else { return false };
@@ -784,6 +848,9 @@ impl World {
     // --- lives ------------------------------------------------------------------------------------------------------
 
     fn start(&mut self, node: usize) {
+        if self.has_planes() {
+            return self.start_plane(node);
+        }
         let map = self.authority.map().clone();
         let former = self.nodes[node].no;
         self.nodes[node].start(&self.options, &map, self.planted);
@@ -833,6 +900,9 @@ impl World {
 
     /// Whether a node can be reached has changed: others find out in their time.
     fn changed(&mut self, node: usize) {
+        if self.has_planes() {
+            return;
+        }
         let observers: Vec<usize> = (0..self.nodes.len()).filter(|&other| other != node).chain([AUTHORITY]).collect();
         for observer in observers {
             self.detect_later(observer, node);
@@ -899,14 +969,18 @@ impl World {
     /// Whether a node may lose its memory now. A write is on `w` copies, so at most `w - 1` of a shard may be away or
     /// incomplete at once; what remains is enough to fill the others from.
     fn may_lose(&self, node: usize) -> bool {
-        let map = self.authority.map();
+        let map = self.map();
+        if map.epoch == 0 {
+            return false;
+        }
         let is_away = |no: NodeNo| {
             let Some(&(index, boot)) = self.lives.get(&no) else { return true };
             let lost = map.member(no).is_none_or(|m| m.standing == Standing::Lost);
             lost || index == node
                 || !self.is_life(index, boot)
                 || self.nodes[index].paused_until > self.time
-                || !self.authority.sees(no)
+                || self.nodes[index].no != no
+                || !self.is_seen(no)
         };
         map.placements.iter().all(|placement| {
             let fits = |set: &[crate::map::Replica]| {
@@ -917,13 +991,22 @@ impl World {
         })
     }
 
+    /// Whether those who decide on the map believe that a life can be reached.
+    fn is_seen(&self, no: NodeNo) -> bool {
+        match self.options.control {
+            Control::Authority => self.authority.sees(no),
+            Control::Planes => self.leaders_see(no),
+        }
+    }
+
     fn fault(&mut self, at: usize, tries: u32) {
         let kind = self.options.faults[at].kind.clone();
         let nodes = self.nodes.len();
         let happened = match &kind {
             Kind::Kill { node, down_ms } => self.kill(node % nodes, *down_ms),
+            Kind::Replace { node, down_ms } => self.replace_machine(node % nodes, *down_ms),
             Kind::KillMover { pick, down_ms } => {
-                let map = self.authority.map().clone();
+                let map = self.map().clone();
                 let filling =
                     map.placements.iter().flat_map(|p| p.replicas.iter().filter(|r| r.filling).map(|r| r.node));
                 let moving = map.placements.iter().flat_map(|p| p.joining.into_iter().chain(p.leaving));
@@ -957,7 +1040,7 @@ impl World {
                 self.network.cut(cut);
                 // Nobody is away for so long, by one fault after another, that it is given up with its data.
                 let is_new = |node: &usize| {
-                    let seen = self.nodes.get(*node).is_none_or(|state| self.authority.sees(state.no));
+                    let seen = self.nodes.get(*node).is_none_or(|state| self.is_seen(state.no));
                     seen && !self.is_far(*node) && self.nodes.get(*node).is_none_or(|n| n.paused_until <= self.time)
                 };
                 let far: Vec<usize> = if far.iter().all(is_new) { far.clone() } else { Vec::new() };
@@ -1008,10 +1091,13 @@ impl World {
     }
 
     fn drain_node(&mut self, node: usize) -> bool {
-        let map = self.authority.map().clone();
+        let map = self.map().clone();
         let up = map.present().filter(|m| m.standing == Standing::Up).count();
         let no = self.nodes[node].no;
         let may = self.nodes[node].up && up > usize::from(map.quorums.n).max(2) && no != NodeNo(0);
+        if self.has_planes() {
+            return may && self.ask_to_drain(node);
+        }
         let happens = may && self.authority.ask(&Change::Drain(no, true)).is_ok();
         if happens {
             self.trace.note(self.time, node, None, || "is to be emptied".into());
@@ -1097,14 +1183,18 @@ impl World {
     }
 
     fn unrest(&self) -> Option<String> {
-        let map = self.authority.map();
+        let map = self.map();
+        if map.epoch == 0 {
+            return Some("there is no map".into());
+        }
         if !is_whole(map) {
             let (shard, placement) = map.placements.iter().enumerate().find(|(shard, _)| {
                 let mut one = (**map).clone();
                 one.placements = vec![one.placements[*shard].clone()];
                 !is_whole(&one)
             })?;
-            let member = |m: &crate::map::Member| format!("{} of n{} {:?}", m.no, m.about.id.0 - 1, m.standing);
+            let node = |m: &crate::map::Member| plane::index_of(m.about.peer).unwrap_or(usize::MAX);
+            let member = |m: &crate::map::Member| format!("{} of n{} {:?}", m.no, node(m), m.standing);
             let members: Vec<String> = map.members.iter().map(member).collect();
             let gone: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].gone).collect();
             let members = members.join(", ");
@@ -1112,6 +1202,9 @@ impl World {
         }
         if self.time - self.changed_at < 1_500 * MS {
             return Some("the map still changes".into());
+        }
+        if self.has_planes() {
+            return self.planes_unrest();
         }
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.gone) {
             if !node.up || node.no == NodeNo(0) || node.adopted() < map.epoch {
@@ -1152,7 +1245,7 @@ impl World {
 
     /// Replicas of a shard that do not hold the same.
     fn differs(&mut self) -> Option<String> {
-        let map = self.authority.map().clone();
+        let map = self.map().clone();
         for (shard, placement) in map.placements.iter().enumerate() {
             let shard = ShardId(shard as u16);
             let digest = |no: NodeNo| {
@@ -1188,7 +1281,7 @@ impl World {
 
     /// The shard of a key.
     pub fn shard_of(&self, key: u64, is_counter: bool) -> u16 {
-        let map = self.authority.map();
+        let map = self.map();
         let name = key_of(key, is_counter);
         let shards = gridkv_engine::hash::ShardCount::new(map.placements.len() as u32).expect("checked");
         let keyspace = gridkv_engine::hash::Keyspace { seed: map.seed, shards };
