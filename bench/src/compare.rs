@@ -183,6 +183,7 @@ impl Args {
                 keys: self.data.keys,
                 distribution: crate::distribution::Distribution::Uniform,
                 check: false,
+                sleeps: false,
                 seed: 1,
             })?;
             fleet.load(1, progress)?;

@@ -43,6 +43,8 @@ pub(crate) struct Target {
     pub(crate) keys: u64,
     pub(crate) distribution: Distribution,
     pub(crate) check: bool,
+    /// Sleep instead of polling while there is nothing to do, for a load on cores that the servers need too.
+    pub(crate) sleeps: bool,
     pub(crate) seed: u64,
 }
 
@@ -89,6 +91,7 @@ impl Fleet {
             requests: target.requests,
             password: target.password,
             check: target.check,
+            sleeps: target.sleeps,
             keys: target.keys,
             newest: AtomicU64::new(target.keys),
         });
@@ -266,6 +269,7 @@ mod tests {
             keys: 1,
             distribution: Distribution::Uniform,
             check: false,
+            sleeps: false,
             seed: 1,
         })
         .unwrap();

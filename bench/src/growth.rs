@@ -134,6 +134,7 @@ impl Args {
             keys: self.from as u64,
             distribution: Distribution::Uniform,
             check: false,
+            sleeps: false,
             seed: 1,
         })?;
         fleet.load(1, progress)?;

@@ -9,6 +9,7 @@
 //! | `embed` | the engine inside this process, beside concurrent maps |
 //! | `scale` | the same over numbers of cores, with a fit of the scalability law |
 //! | `memory` | what an entry costs beyond its key and value |
+//! | `cluster` | quorum operations of a cluster on this machine, by its facade and by RESP |
 //! | `chaos` | nothing: it breaks clusters of real processes and checks what they promise |
 //!
 //! Each command is a module with its `Args` and a `run`; a new one adds a line to [`Command`] and one to [`main`].
@@ -19,6 +20,7 @@
 
 mod chaos;
 mod child;
+mod cluster;
 mod compare;
 mod data;
 mod distribution;
@@ -75,6 +77,7 @@ enum Command {
     Echo(echo::Args),
     Compare(compare::Args),
     Growth(growth::Args),
+    Cluster(cluster::Args),
     Chaos(chaos::Args),
     #[cfg(feature = "embedded")]
     Embed(embed::Args),
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Echo(args) => echo::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Growth(args) => growth::run(args),
+        Command::Cluster(args) => cluster::run(args),
         Command::Chaos(args) => chaos::run(args),
         #[cfg(feature = "embedded")]
         Command::Embed(args) => embed::run(args),

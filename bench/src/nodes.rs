@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -140,14 +140,10 @@ impl Nodes {
         self.places.iter().map(|place| place.client).collect()
     }
 
-    /// Keeps the directories and logs when this is dropped.
-    pub(crate) fn keep_folder(&mut self) {
+    /// Keeps the directories and logs when this is dropped, and says where.
+    pub(crate) fn keep_logs(&mut self) {
         self.keep = true;
-    }
-
-    /// Where they are.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+        eprintln!("gridkv-bench: logs are kept in {}", self.folder.display());
     }
 
     /// The numbers of those that run.

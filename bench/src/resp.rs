@@ -151,6 +151,7 @@ impl Args {
             keys: self.data.keys,
             distribution,
             check: self.check,
+            sleeps: false,
             seed: self.seed,
         })?;
         let loads = self.load || (mix.reads() && !self.no_load);

@@ -1,4 +1,4 @@
-//! One thread of load: a socket ring, its share of the connections, and a loop that never sleeps while a run lasts.
+//! One thread of load: a socket ring, its share of the connections, and a loop that does not sleep while a run lasts, unless told to.
 //!
 //! ```text
 //!   turn ──► replies: popped off in_flight, latency noted ──► connections with room are ready
@@ -43,6 +43,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long after the end an open loop waits for what was due, at least; a long run waits as long again as it took.
 const GRACE: Duration = Duration::from_secs(5);
+/// The longest sleep: then the end is looked for, and an interrupt.
+const REST: Duration = Duration::from_millis(20);
 
 /// What all threads of a load share.
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) password: Option<String>,
     /// Compare each value read with what was written.
     pub(crate) check: bool,
+    /// Sleep while there is nothing to do; open loops poll in any case.
+    pub(crate) sleeps: bool,
     /// Keys that exist before the first insert.
     pub(crate) keys: u64,
     /// One beyond the highest key written so far.
@@ -311,6 +315,7 @@ impl Worker {
             if state.left == 0 {
                 state.issuing = false;
             }
+            let rests = state.shared.sleeps && !open && nothing_to_send && handled == 0;
             if !state.issuing && state.in_flight == 0 && state.followups == 0 && state.due.is_empty() {
                 break;
             }
@@ -320,6 +325,12 @@ impl Worker {
             if state.in_flight > 0 && now.saturating_sub(state.last_reply) > ns(REPLY_PATIENCE) {
                 let seconds = REPLY_PATIENCE.as_secs();
                 return Err(Failure::Slow { addr: state.silent(), what: "answer", seconds });
+            }
+            if rests {
+                self.ring.wait(Some(REST)).map_err(Failure::io("waiting for the ring"))?;
+                idle += self.state.now() - before;
+                before = self.state.now();
+                continue;
             }
             if now > grace {
                 let missing = (state.in_flight + state.followups + state.due.len()) as u64;

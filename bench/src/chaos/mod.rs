@@ -90,8 +90,7 @@ impl fmt::Display for Verdict {
 /// How a command ends: whether all that was promised was kept. If it was not, the logs stay.
 fn end(result: Result<bool, Failure>, nodes: &mut Nodes) -> Result<(), Failure> {
     if !matches!(result, Ok(true)) {
-        nodes.keep_folder();
-        eprintln!("gridkv-bench: logs are kept in {}", nodes.folder().display());
+        nodes.keep_logs();
     }
     if result? { Ok(()) } else { Err(Failure::Broken) }
 }
