@@ -473,8 +473,10 @@ impl Control {
     ) {
         match &message {
             RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => {
-                // A founder has no map yet when it asks itself.
-                if self.seat().is_some_and(|seat| seat != to) {
+                // A founder has no map yet when it asks itself. Any other node without a seat has no vote either: a machine
+                // that was replaced is asked under the name of the one before it, whose promises it does not know.
+                let founds = self.map.is_none() && matches!(self.settings.start, Start::Found { .. });
+                if self.seat() != Some(to) && !(founds && peer == self.settings.about.peer) {
                     return;
                 }
                 if let Some(answer) = self.acceptor.on_message(message) {
