@@ -259,11 +259,13 @@ fn is_needed(map: &Map, no: NodeNo) -> bool {
     })
 }
 
-/// The life is over for certain, not only given up: its node runs again as another one.
+/// The life is over for certain, not only given up: its node runs again as another one, or another node has its address.
 fn is_dead(map: &Map, no: NodeNo) -> bool {
-    map.member(no).is_some_and(|m| {
-        m.standing == Standing::Lost && map.members.iter().any(|other| other.about.id == m.about.id && other.no > no)
-    })
+    let follows = |other: &Member, m: &Member| {
+        other.no > m.no && (other.about.id == m.about.id || other.about.peer == m.about.peer)
+    };
+    map.member(no)
+        .is_some_and(|m| m.standing == Standing::Lost && map.members.iter().any(|other| follows(other, m)))
 }
 
 /// Whether a life answers nobody any more at an epoch before that one.
