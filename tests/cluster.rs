@@ -161,3 +161,20 @@ fn what_was_deleted_stays_deleted_when_a_node_returns() {
         }
     }
 }
+
+#[test]
+fn a_node_says_of_itself_that_it_is_one_of_a_cluster_or_stands_alone() {
+    let place = Place::new();
+    for (node, mode, enabled) in [(place.start(&[]), "cluster", 1), (Node::start(&[]), "standalone", 0)] {
+        let mut client = node.connect();
+        let Reply::Array(fields) = client.call(&["HELLO", "2"]) else { panic!("HELLO answers with fields") };
+        let at = fields.iter().position(|field| *field == Reply::bulk("mode")).expect("it tells its mode");
+        assert_eq!(fields[at + 1], Reply::bulk(mode));
+        let Reply::Bulk(info) = client.call(&["INFO"]) else { panic!("INFO answers with a text") };
+        let info = String::from_utf8(info).expect("INFO is a text");
+        for line in [format!("redis_mode:{mode}\r\n"), format!("cluster_enabled:{enabled}\r\n")] {
+            assert!(info.contains(&line), "{line} {info}");
+        }
+        assert_eq!(client.call(&["CLUSTER", "INFO"]).is_error(), enabled == 0);
+    }
+}

@@ -185,6 +185,7 @@ impl Session {
         }
         self.client.protocol = protocol;
         let id = self.client.id as i64;
+        let mode = if back.in_cluster() { "cluster" } else { "standalone" };
         self.say(loudness, out, |w| {
             w.map(7);
             for (field, value) in [("server", "redis"), ("version", REDIS_VERSION)] {
@@ -195,7 +196,7 @@ impl Session {
             w.integer(i64::from(protocol.flag()));
             w.bulk(b"id");
             w.integer(id);
-            for (field, value) in [("mode", "standalone"), ("role", "master")] {
+            for (field, value) in [("mode", mode), ("role", "master")] {
                 w.bulk(field.as_bytes());
                 w.bulk(value.as_bytes());
             }

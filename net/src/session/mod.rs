@@ -101,6 +101,10 @@ pub trait Backplane {
     fn runs(&self, core: CoreId) -> bool {
         core == self.here()
     }
+    /// Whether the node takes part in a cluster: its clients are told.
+    fn in_cluster(&self) -> bool {
+        false
+    }
     /// Bounds.
     fn limits(&self) -> &Limits;
 

@@ -125,3 +125,10 @@ def test_commands_about_the_cluster(c):
     assert sorted(int(name.rsplit(":", 1)[1]) for name in nodes) == sorted(PORTS)
     assert all(node["connected"] for node in nodes.values())
     assert c.cluster_keyslot("{tag}x") == c.keyslot("{tag}y")
+
+
+def test_hello_and_info_say_that_it_is_a_cluster(c):
+    answer = c.execute_command("HELLO", target_nodes=c.get_random_node())
+    assert b"cluster" in (answer if isinstance(answer, list) else answer.values())
+    info = c.info(target_nodes=c.get_random_node())
+    assert info["cluster_enabled"] == 1 and info["redis_mode"] == "cluster"

@@ -35,7 +35,7 @@ def test_hello_tells_the_protocol(another, protocol):
         answer = dict(zip(answer[::2], answer[1::2]))
     answer = {(k.decode() if isinstance(k, bytes) else k): v for k, v in answer.items()}
     assert answer["proto"] == protocol
-    assert answer["mode"] in (b"standalone", "standalone")
+    assert answer["mode"] in (b"standalone", "standalone"), "it listens for no peers"
     assert {"server", "version", "id", "role", "modules"} <= set(answer)
 
 
