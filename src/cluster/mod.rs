@@ -134,15 +134,20 @@ impl Member {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now { mono: self.started.elapsed().as_millis() as Millis, wall: unix_ms() }
+        Now { mono: self.mono(), wall: unix_ms() }
+    }
+
+    fn mono(&self) -> Millis {
+        self.started.elapsed().as_millis() as Millis
     }
 
     /// Lends what a request needs.
     fn lend<'a>(&'a mut self, state: &'a mut State) -> (&'a mut Requests, Lent<'a>) {
-        let now = self.now();
+        let us = unix_us();
+        let now = Now { mono: self.mono(), wall: us / 1000 };
         // Versions begin at the microsecond, not at the millisecond: else a client that writes a key twice within one, through
         // two nodes, would find its first write. It is never too far ahead of itself.
-        let _ = state.store.observe(precisely_now(), now.wall);
+        let _ = state.store.observe(version_at(us), now.wall);
         let lent = Lent {
             now,
             store: &mut state.store,
@@ -349,9 +354,8 @@ impl Member {
     }
 }
 
-/// The time as a version has it, to the microsecond.
-fn precisely_now() -> Version {
-    let us = unix_us();
+/// A time in unix microseconds as a version has it.
+fn version_at(us: u64) -> Version {
     // A millisecond has 65,536 places and 1000 microseconds, so each of those has 65 for the versions within it.
     Version { hlc: Hlc::new(us / 1000, (us % 1000 * 65) as u16), node: 0 }
 }
