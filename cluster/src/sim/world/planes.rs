@@ -261,7 +261,9 @@ impl World {
             }
         }
         for event in out.events {
-            self.trace.note(self.time, node, None, || format!("{event:?}"));
+            if self.trace.only().is_none() || !matches!(event, Event::Map(_) | Event::Up(_)) {
+                self.trace.note(self.time, node, None, || format!("{event:?}"));
+            }
             match event {
                 Event::Refused(_) => {
                     // It ends with an error, and whatever watches over it starts it again.
@@ -391,7 +393,12 @@ impl World {
         let time = self.time;
         self.compare(map);
         self.trace.hash(&[5, time, node as u64, map.epoch]);
-        if self.trace.only().is_none_or(|shard| self.nodes[node].core_of(shard) == Some(core)) {
+        let view = self.nodes[node].cores[core].shards.view();
+        let is_news = |shard: u16| {
+            let known = view.map.placements[usize::from(shard)].epoch;
+            view.owned.contains(&shard) && (map.placements[usize::from(shard)].epoch != known || view.me != me)
+        };
+        if self.trace.only().is_none_or(is_news) {
             self.trace.note(time, node, None, || format!("core {core} adopts {} as {me}", map.epoch));
         }
         let now = self.nodes[node].now(time);
