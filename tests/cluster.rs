@@ -178,3 +178,21 @@ fn a_node_says_of_itself_that_it_is_one_of_a_cluster_or_stands_alone() {
         assert_eq!(client.call(&["CLUSTER", "INFO"]).is_error(), enabled == 0);
     }
 }
+
+#[test]
+fn a_second_process_with_the_directory_of_a_node_gives_up_and_the_node_goes_on() {
+    let (places, mut nodes) = three();
+    let copy = Place::new();
+    for entry in std::fs::read_dir(&places[1].dir).expect("the directory of a node") {
+        let entry = entry.expect("an entry of it");
+        std::fs::copy(entry.path(), copy.dir.join(entry.file_name())).expect("a copy");
+    }
+    let dir = copy.dir.to_str().expect("a plain path");
+    let flags = ["--listen", "127.0.0.1:0", "--http", "none", "--cores", "1", "--shards", SHARDS, "--dir", dir];
+    let refusal = support::refused(&[&flags[..], &["--peer-listen", &copy.peer, "--seed", &places[0].peer]].concat());
+    assert!(!refusal.status.success());
+    assert!(refusal.output.contains("another process with this node's id"), "{}", refusal.output);
+    assert!(refusal.output.contains(&places[1].peer), "{}", refusal.output);
+    nodes.iter_mut().for_each(Node::assert_well);
+    nodes.iter().for_each(|node| whole(node, 3));
+}
