@@ -30,7 +30,7 @@ use crate::outbox::{Changed, Failure, Found, Outbox, Outcome, Value};
 use crate::planted::Planted;
 use crate::purge::{self, PURGE, Purge, PurgeStats};
 use crate::quorum::Level;
-use crate::repair::{self, REPAIR, Repair, RepairStats};
+use crate::repair::{self, REPAIR, Repair, RepairStats, SweepStats};
 use crate::replica::{self, ReplicaStats};
 use crate::wire::{Ask, Message, Why};
 
@@ -193,6 +193,18 @@ impl Shards {
             repair: self.repair.stats(),
             purge: self.purge.stats(),
         }
+    }
+
+    /// Begins to compare the copies of all shards of this core, or of one, with all their other copies, and to exchange what
+    /// differs. `false`: such a sweep is under way. [`Shards::sweep`] tells how far it is.
+    pub fn repair_now(&mut self, now: Now, store: &mut Store, only: Option<ShardId>, out: &mut Outbox) -> bool {
+        let cx = &mut lend!(self, now, store, out);
+        self.repair.begin_now(cx, only)
+    }
+
+    /// How far the comparison of [`Shards::repair_now`] is, or how the last one ended.
+    pub fn sweep(&self) -> SweepStats {
+        self.repair.sweep()
     }
 
     /// Shards of this core that are complete while the map still calls this node filling, each with its epoch: what

@@ -443,6 +443,49 @@ fn repair_finds_whatever_is_missing() {
     });
 }
 
+fn sweep(world: &mut World, no: u16, only: Option<u16>) -> bool {
+    let mut began = false;
+    world.input(NodeNo(no), |node, now, out| {
+        began = node.shards.repair_now(now, &mut node.store, only.map(ShardId), out);
+    });
+    began
+}
+
+#[test]
+fn what_differs_is_found_when_somebody_asks() {
+    seeds(|seed| {
+        // Nobody has a turn, and the node that is asked has the highest number: it compares with the others all the same.
+        let mut limits = Limits::default();
+        limits.repair.cycle_ms = 1 << 40;
+        let mut world = World::with(seed, three(), limits, Planted::default());
+        for n in 0..2000u16 {
+            world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(50_000, n));
+        }
+        world.put(&[2], "lonely", Some(b"v"), world.version(40_000, 0));
+        world.put(&[3], "k7", None, world.version(40_000, 1));
+        world.put(&[1, 3], "k8", Some(b"newer"), world.version(40_000, 2));
+        assert!(sweep(&mut world, 3, None) && !sweep(&mut world, 3, Some(1)), "one at a time");
+        let stats = |world: &World, no| world.nodes[&NodeNo(no)].shards.sweep();
+        assert!(stats(&world, 3).running);
+        world.run(10_000);
+        let keyspace = world.keyspace();
+        let differing: BTreeSet<ShardId> =
+            ["lonely", "k7", "k8"].iter().map(|key| keyspace.shard(keyspace.locate(key.as_bytes()))).collect();
+        let seen = stats(&world, 3);
+        assert_eq!((seen.running, seen.shards, seen.done, seen.incomplete), (false, 32, 32, 0), "{seen:?}");
+        assert_eq!((seen.differed, seen.received, seen.sent), (differing.len() as u64, 1, 3 + 1), "{seen:?}");
+        assert!(world.equal(1, 2) && world.equal(2, 3), "seed {seed}");
+        // One shard, with a copy away and one that goes away while it is asked.
+        world.crash(1);
+        assert!(sweep(&mut world, 3, Some(5)));
+        world.crash(2);
+        world.run(10_000);
+        let seen = stats(&world, 3);
+        let expected = (false, Some(5), 1, 1, 1, 0);
+        assert_eq!((seen.running, seen.only, seen.shards, seen.done, seen.incomplete, seen.differed), expected);
+    });
+}
+
 #[test]
 fn a_sync_that_clears_is_noticed() {
     let planted = Planted::with(Bug::SyncClears);
