@@ -12,14 +12,31 @@
 //!     │── Purge(until) ──────────────────────────────▶│  forget
 //! ```
 //!
-//! After the fence nothing up to `until` enters but by the round's own exchange; when all are equal nobody holds what a
-//! tombstone hides; so after the purge nothing is left that could return. The fence is the shard's floor and stays, whether or
-//! not the round ends: late writes, hints and repair are refused by it.
+//! Each replica walks through its copy in slices ([`walks`]), and writes go on meanwhile. So the digests are of no one moment:
+//! each says of every key what was there when the walk came by. Why that is enough:
 //!
-//! A difference in a key of which one side holds something newer than `until` is none: that stays, and hides the older.
+//! - A key counts with its version up to `until`, or not at all. A write of now that is seen by one walk and missed by
+//!   another makes a **false difference**. It costs a look at the lists, no more: there the newer one is brought to the other
+//!   side, and counts for no difference once it is there.
+//! - A **false equality** is the danger: all seem to agree on a key, one forgets its tombstone, another still holds what that
+//!   hides. When two digests are equal, every key counted with the same version on both sides, or on neither. Versions of a key
+//!   only grow, so a replica that counted a tombstone never again holds anything older. What can go wrong is a tombstone that came
+//!   *after* the walk and was compared with nobody. The fence refuses what is absent and not above `until`, but not tombstones,
+//!   nor what replaces something older still. So the store counts what it takes below its floor, and a replica forgets only as
+//!   long as that number is what it was when its last walk began; from the first slice to the last.
+//! - Where one side holds something newer than `until` and the other something older, a third replica may hold yet another
+//!   thing. That the newer one is brought to both, and confirmed, before the purge, closes this: neither the tombstone nor what
+//!   it hid is left on them.
+//!
+//! So a tombstone is forgotten only if every replica has counted it or holds something newer. What was forgotten in part, when
+//! a walk ends early, is as if a replica had not heard of the purge: the next round brings those tombstones back and
+//! forgets them again. The fence is the shard's floor and stays, whether or not the round ends: late writes, hints and repair
+//! are refused by it.
 //!
 //! Contract: all replicas must serve, be reachable and be at rest in one epoch, from the fence to the purge. A replica that
 //! is away or being filled keeps every tombstone of its shards; the statistics say so.
+
+mod walks;
 
 use std::collections::BTreeMap;
 
@@ -34,7 +51,9 @@ use crate::outbox::Class;
 use crate::planted::Bug;
 use crate::shards::Context;
 use crate::sync::{Bucket, Kind, Progress, SEQUENCE_BITS, Session, Shared, SyncStats, differing};
-use crate::wire::{Ask, Message};
+use crate::wire::{Ask, Message, Why};
+pub(crate) use walks::Fences;
+use walks::Own;
 
 /// Marks the operation numbers of purging.
 pub(crate) const PURGE: u64 = 1 << 60;
@@ -64,8 +83,6 @@ const AGAIN_MS: Millis = 1000;
 const TRIES: u32 = 3;
 /// How often all are compared behind the fence, before the round is given up.
 const PASSES: u32 = 6;
-/// Entries of a slice.
-const SLICE: usize = 4096;
 
 /// Counters of purging.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,66 +99,14 @@ pub struct PurgeStats {
     pub blocked: u64,
 }
 
-/// A round as a replica knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fence {
-    by: NodeNo,
-    round: u64,
-    epoch: u64,
-    until: Version,
-    /// The exchange is over.
-    purged: bool,
-}
-
-/// The fences of the shards of one core, as a replica.
-#[derive(Debug, Default)]
-pub(crate) struct Fences {
-    fences: BTreeMap<ShardId, Fence>,
-}
-
-fn round_of(op: u64) -> u64 {
-    op >> SEQUENCE_BITS
-}
-
-impl Fences {
-    /// A fence is raised.
-    pub(crate) fn raise(&mut self, cx: &mut Context<'_>, by: NodeNo, ask: &Ask, until: Version) {
-        cx.store.raise_floor(ask.shard, until);
-        let fence = Fence { by, round: round_of(ask.op), epoch: ask.epoch, until, purged: false };
-        self.fences.insert(ask.shard, fence);
-    }
-
-    /// Whether that write is part of the exchange of the round under way.
-    pub(crate) fn lets_in(&self, from: NodeNo, ask: &Ask) -> bool {
-        self.fences.get(&ask.shard).is_some_and(|fence| fence.fits(from, ask) && !fence.purged)
-    }
-
-    /// Whether that purge ends the round under way; if so the exchange is over.
-    pub(crate) fn end(&mut self, from: NodeNo, ask: &Ask, until: Version) -> bool {
-        match self.fences.get_mut(&ask.shard) {
-            Some(fence) if fence.fits(from, ask) && fence.until == until => {
-                fence.purged = true;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl Fence {
-    fn fits(&self, from: NodeNo, ask: &Ask) -> bool {
-        (self.by, self.round, self.epoch) == (from, round_of(ask.op), ask.epoch)
-    }
-}
-
 #[derive(Debug)]
 enum Phase {
     /// Replicas say what they hold.
-    Compare { waiting: Vec<NodeNo>, digests: Vec<(NodeNo, Digest)> },
+    Compare { waiting: Vec<NodeNo>, digests: Vec<(NodeNo, Digest)>, own: Option<Digest> },
     /// One after the other, those that differ are made equal.
     Exchange { left: Vec<(NodeNo, u16)>, session: Box<Session>, differences: u64 },
     /// Replicas forget.
-    Purge { waiting: Vec<NodeNo> },
+    Purge { waiting: Vec<NodeNo>, own: bool },
 }
 
 #[derive(Debug)]
@@ -184,6 +149,11 @@ pub(crate) struct Purge {
     stats: PurgeStats,
 }
 
+/// Who sees to the tombstones of a shard.
+pub(crate) fn is_orderer(node: NodeNo, placement: &Placement) -> bool {
+    placement.replicas.first().is_some_and(|replica| replica.node == node)
+}
+
 /// Whether every copy can take part.
 fn is_whole(cx: &Context<'_>, placement: &Placement) -> bool {
     let takes_part = |node: NodeNo| node == cx.view.me || cx.view.is_alive(node);
@@ -216,8 +186,9 @@ impl Purge {
         let (mut first, mut next) = (None, None);
         for shard in cx.view.owned.clone().map(ShardId) {
             let placement = cx.view.map.placement(shard);
-            let mine = placement.replicas.first().is_some_and(|replica| replica.node == cx.view.me);
-            if !mine || cx.store.oldest_tombstone(shard).is_none_or(|oldest| oldest > until) {
+            if !is_orderer(cx.view.me, placement)
+                || cx.store.oldest_tombstone(shard).is_none_or(|oldest| oldest > until)
+            {
                 continue;
             }
             if !is_whole(cx, placement) {
@@ -249,7 +220,7 @@ impl Purge {
             passes: 0,
             tries: 0,
             again: 0,
-            phase: Phase::Purge { waiting: Vec::new() },
+            phase: Phase::Purge { waiting: Vec::new(), own: false },
         });
         let next = if cx.planted.has(Bug::PurgeWithoutFence) { Next::Purge } else { Next::Compare };
         self.go(cx, next);
@@ -257,45 +228,54 @@ impl Purge {
 
     fn go(&mut self, cx: &mut Context<'_>, next: Next) {
         let Some(round) = &mut self.round else { return };
-        let (now, waiting) = (cx.now.mono, round.peers.clone());
+        let (now, waiting, shard, until) = (cx.now.mono, round.peers.clone(), round.shard, round.until);
         let ask = Ask { op: round.op, shard: round.shard, epoch: round.epoch, left_ms: 0 };
-        match next {
+        let own = match next {
             Next::Wait => return,
             Next::Compare if round.passes > PASSES || round.op & (1 << (SEQUENCE_BITS - 1)) != 0 => {
                 return self.end(cx, false);
             }
+            Next::Purge if round.fenced && !self.fences.is_clean(cx, shard) => return self.go(cx, Next::Compare),
             Next::Compare => {
                 (round.asked, round.op, round.again, round.tries) = (round.op, round.op + 1, now + AGAIN_MS, 0);
-                if round.fenced {
-                    cx.store.raise_floor(round.shard, round.until);
-                }
-                cx.out.send(&waiting, Class::Background, &Message::Fence(ask, round.until, round.fenced));
-                round.phase = Phase::Compare { waiting, digests: Vec::new() };
+                cx.out.send(&waiting, Class::Background, &Message::Fence(ask, until, round.fenced));
+                round.phase = Phase::Compare { waiting, digests: Vec::new(), own: None };
+                self.fences.compare(cx, cx.view.me, &ask, until, round.fenced)
             }
             Next::Purge => {
                 (round.asked, round.op, round.again, round.tries) = (round.op, round.op + 1, now + AGAIN_MS, 0);
-                purge(cx, round.shard, round.until);
-                cx.out.send(&waiting, Class::Background, &Message::Purge(ask, round.until));
-                round.phase = Phase::Purge { waiting };
+                cx.out.send(&waiting, Class::Background, &Message::Purge(ask, until));
+                round.phase = Phase::Purge { waiting, own: false };
+                self.fences.purge(cx, cx.view.me, &ask, until)
             }
             Next::GiveUp => return self.end(cx, false),
             Next::Over => return self.end(cx, true),
+        };
+        // A small shard is through at once, and one with a single copy waits for nobody else.
+        if let Some(own) = own {
+            let next = self.on_own(cx, ask.op, own);
+            self.go(cx, next);
         }
-        // A shard with one copy waits for nobody.
-        let next = self.advance(cx);
-        match next {
-            Next::Wait => {}
-            next => self.go(cx, next),
+    }
+
+    /// The walk through this node's own copy is over.
+    fn on_own(&mut self, cx: &mut Context<'_>, op: u64, end: Own) -> Next {
+        let Some(round) = self.round.as_mut().filter(|round| round.asked == op) else { return Next::Wait };
+        match (&mut round.phase, end) {
+            (Phase::Compare { own, .. }, Own::Digest(digest)) => *own = Some(digest),
+            (Phase::Purge { own, .. }, Own::Purged) => *own = true,
+            _ => return Next::GiveUp,
         }
+        self.advance(cx)
     }
 
     /// Looks whether everybody has answered.
     fn advance(&mut self, cx: &mut Context<'_>) -> Next {
         let Some(round) = &mut self.round else { return Next::Wait };
         match &mut round.phase {
-            Phase::Purge { waiting } if waiting.is_empty() => Next::Over,
-            Phase::Compare { waiting, digests } if waiting.is_empty() => {
-                let own = digest_until(cx, round.shard, round.until);
+            Phase::Purge { waiting, own: true } if waiting.is_empty() => Next::Over,
+            Phase::Compare { waiting, digests, own: Some(own) } if waiting.is_empty() => {
+                let own = *own;
                 let differ = digests.iter().filter(|(_, digest)| *digest != own);
                 let left: Vec<(NodeNo, u16)> = differ.map(|(node, digest)| (*node, differing(&own, digest))).collect();
                 round.passes += 1;
@@ -348,6 +328,7 @@ impl Purge {
 
     fn end(&mut self, cx: &mut Context<'_>, purged: bool) {
         let Some(round) = self.round.take() else { return };
+        self.fences.stop(round.shard, cx.view.me);
         if purged {
             self.stats.purged += 1;
         } else {
@@ -363,13 +344,17 @@ impl Purge {
         let mut next = Next::Wait;
         if ask.op == round.asked && ask.shard == round.shard && ask.epoch == round.epoch {
             match (&mut round.phase, message) {
+                // It is still walking through its copy.
+                (_, Message::Refused(_, Why::Busy)) => (round.tries, round.again) = (0, cx.now.mono + AGAIN_MS),
                 (_, Message::Refused(..)) => next = Next::GiveUp,
-                (Phase::Compare { waiting, digests }, Message::Digested(_, digest, _)) if waiting.contains(&from) => {
+                (Phase::Compare { waiting, digests, .. }, Message::Digested(_, digest, _))
+                    if waiting.contains(&from) =>
+                {
                     waiting.retain(|&node| node != from);
                     digests.push((from, *digest));
                     next = self.advance(cx);
                 }
-                (Phase::Purge { waiting }, Message::Wrote(_)) => {
+                (Phase::Purge { waiting, .. }, Message::Wrote(_)) => {
                     waiting.retain(|&node| node != from);
                     next = self.advance(cx);
                 }
@@ -385,10 +370,11 @@ impl Purge {
     pub(crate) fn on_change(&mut self, cx: &mut Context<'_>) {
         if let Some(round) = &self.round {
             let placement = cx.view.map.placement(round.shard);
-            if placement.epoch != round.epoch || !is_whole(cx, placement) {
+            if placement.epoch != round.epoch || !is_orderer(cx.view.me, placement) || !is_whole(cx, placement) {
                 self.end(cx, false);
             }
         }
+        self.fences.on_change(cx);
     }
 
     /// When to look again.
@@ -397,7 +383,7 @@ impl Purge {
             Phase::Exchange { session, .. } => session.next_deadline(),
             _ => round.again,
         });
-        Some(self.look.min(round.unwrap_or(Millis::MAX)))
+        [Some(self.look), round, self.fences.next_deadline()].into_iter().flatten().min()
     }
 
     /// Time has passed.
@@ -411,12 +397,16 @@ impl Purge {
                 Phase::Exchange { session, .. } if session.next_deadline() <= now => {
                     next = self.with(cx, |session, cx, shared| Some(session.on_deadline(cx, shared)));
                 }
+                Phase::Compare { waiting, .. } | Phase::Purge { waiting, .. } if late && waiting.is_empty() => {
+                    // Only its own walk is left.
+                    round.again = now + AGAIN_MS;
+                }
                 Phase::Compare { .. } | Phase::Purge { .. } if late && round.tries + 1 >= TRIES => next = Next::GiveUp,
                 Phase::Compare { waiting, .. } if late => {
                     (round.tries, round.again) = (round.tries + 1, now + AGAIN_MS);
                     cx.out.send(waiting, Class::Background, &Message::Fence(ask, round.until, round.fenced));
                 }
-                Phase::Purge { waiting } if late => {
+                Phase::Purge { waiting, .. } if late => {
                     (round.tries, round.again) = (round.tries + 1, now + AGAIN_MS);
                     cx.out.send(waiting, Class::Background, &Message::Purge(ask, round.until));
                 }
@@ -424,6 +414,12 @@ impl Purge {
             }
         }
         self.go(cx, next);
+        if self.fences.next_deadline().is_some_and(|at| at <= now)
+            && let Some((op, own)) = self.fences.step(cx)
+        {
+            let next = self.on_own(cx, op, own);
+            self.go(cx, next);
+        }
         if self.look <= now {
             self.look = now + LOOK_MS;
             self.look(cx);
@@ -435,23 +431,9 @@ impl Purge {
         if let Some(Round { phase: Phase::Exchange { session, .. }, .. }) = &self.round {
             session.invariants();
         }
+        self.fences.invariants();
     }
 }
 
-/// Forgets what may be forgotten of a shard.
-pub(crate) fn purge(cx: &mut Context<'_>, shard: ShardId, until: Version) {
-    let mut at = Some(cx.view.keyspace().first_hash(shard));
-    while let Some(from) = at {
-        at = cx.store.purge_below(shard, until, from, SLICE).ok().and_then(|purged| purged.next);
-    }
-}
-
-/// What the shard holds up to a version.
-pub(crate) fn digest_until(cx: &mut Context<'_>, shard: ShardId, until: Version) -> Digest {
-    let mut digest = Digest::default();
-    let mut at = Some(cx.view.keyspace().first_hash(shard));
-    while let Some(from) = at {
-        at = cx.store.digest_until(shard, until, from, SLICE, &mut digest);
-    }
-    digest
-}
+#[cfg(test)]
+mod tests;

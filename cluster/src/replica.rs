@@ -59,7 +59,7 @@ pub(crate) fn serve(
         | Message::Purge(..) => {}
         _ => return false,
     }
-    if let Err((why, epoch)) = admit(cx, &ask, message) {
+    if let Err((why, epoch)) = admit(cx, from, &ask, message) {
         match why {
             Why::Stale | Why::Behind => stats.refused_epoch += 1,
             _ => stats.refused += 1,
@@ -107,22 +107,8 @@ pub(crate) fn serve(
             cx.out.send(&[from], Class::Background, &Message::Entries(ask, None, Message::packed(&bytes)));
         }
         Message::Stream(_, at) => stream(cx, stats, from, ask, at),
-        Message::Fence(_, until, raise) => {
-            if raise && !cx.planted.has(Bug::PurgeWithoutFence) {
-                fences.raise(cx, from, &ask, until);
-            }
-            let digest = purge::digest_until(cx, ask.shard, until);
-            cx.out.send(&[from], Class::Answer, &Message::Digested(ask, digest, until));
-        }
-        // A purge of another round, or of one that this process knows nothing of: what it relied on may not hold.
-        Message::Purge(_, until) if !fences.end(from, &ask, until) && !cx.planted.has(Bug::PurgeWithoutFence) => {
-            stats.refused += 1;
-            refuse(cx, from, ask, Why::Busy, ask.epoch);
-        }
-        Message::Purge(_, until) => {
-            purge::purge(cx, ask.shard, until);
-            cx.out.send(&[from], Class::Answer, &Message::Wrote(ask));
-        }
+        Message::Fence(_, until, raise) => _ = fences.compare(cx, from, &ask, until, raise),
+        Message::Purge(_, until) => _ = fences.purge(cx, from, &ask, until),
         _ => unreachable!("looked at above"),
     }
     true
@@ -140,7 +126,7 @@ pub(crate) fn store(cx: &mut Context<'_>, entry: Entry<'_>) -> Result<Merged, St
 }
 
 /// Whether this node may answer now; if not, why, and its own epoch of the shard.
-fn admit(cx: &Context<'_>, ask: &Ask, message: &Message<'_>) -> Result<(), (Why, u64)> {
+fn admit(cx: &Context<'_>, from: NodeNo, ask: &Ask, message: &Message<'_>) -> Result<(), (Why, u64)> {
     if !cx.view.owned.contains(&ask.shard.0) {
         return Err((Why::NotHere, 0));
     }
@@ -167,6 +153,7 @@ fn admit(cx: &Context<'_>, ask: &Ask, message: &Message<'_>) -> Result<(), (Why,
             cx.view.shard(stored.hash) == ask.shard && cx.store.locate(stored.entry.key) == stored.hash
         }
         Message::Read(_, hash, ..) => cx.view.shard(*hash) == ask.shard,
+        Message::Fence(..) | Message::Purge(..) => purge::is_orderer(from, placement),
         _ => true,
     };
     if fits { Ok(()) } else { Err((Why::Broken, epoch)) }

@@ -138,6 +138,15 @@ pub struct Purged {
     pub next: Option<KeyHash>,
 }
 
+/// What a slice of [`Store::digest_until`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digested {
+    /// Entries looked at.
+    pub looked: usize,
+    /// The position to go on from; `None` when the shard is done.
+    pub next: Option<KeyHash>,
+}
+
 /// Counters of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
@@ -173,6 +182,8 @@ struct Shard {
     log: ChangeLog,
     graves: Graves,
     floor: Version,
+    /// Entries taken that were not above the floor of their time.
+    below_floor: u64,
     /// No entry of the shard expires before this; the sweep skips the shard until then.
     next_expiry: Millis,
 }
@@ -235,6 +246,7 @@ impl Store {
             log: ChangeLog::new(log),
             graves: Graves::default(),
             floor: Version::default(),
+            below_floor: 0,
             next_expiry: Millis::MAX,
         };
         let shards = config.owned.clone().map(shard).collect();
@@ -610,7 +622,8 @@ impl Store {
         self.clock.observe(entry.version, now)?;
         let hash = self.locate(entry.key);
         let shard = self.shard_of(hash);
-        let floor = if floored { self.tombstone_floor(shard) } else { Version::ZERO };
+        let raised = self.tombstone_floor(shard);
+        let floor = if floored { raised } else { Version::ZERO };
         match self.backend.get(shard, hash, entry.key) {
             Some(known) if known.version >= entry.version => return Ok(Merged::Stale),
             // A tombstone that may be forgotten counts as absent, so that it does not matter how far the purge has come.
@@ -626,6 +639,7 @@ impl Store {
             self.admit_copy()?;
             self.write(hash, entry.key, entry.value, meta)?;
         }
+        self.shard(shard).below_floor += u64::from(entry.version <= raised);
         Ok(Merged::Applied)
     }
 
@@ -706,9 +720,11 @@ impl Store {
         Ok(())
     }
 
-    /// Raises the floor of a shard and forgets its tombstones, and what had expired, up to there: a slice that looks at about
-    /// `budget` entries from position `from` on (the first slice: from the first hash of the shard or less). To be called only
-    /// when all replicas hold the same up to `floor`, whose time lies so far back that all clocks have passed it.
+    /// Raises the floor of a shard at least to there, and forgets its tombstones and what had expired up to there, whatever
+    /// floor a later purge had raised: a slice that looks at `budget` entries (and those that share the last one's hash) from
+    /// position `from` on (the first slice: from the first hash of the shard or less). To be called only when all replicas hold
+    /// the same up to `floor`, whose time lies so far back that all clocks have passed it. Reads and writes may come between
+    /// slices; what they take below the floor, [`Store::below_floor`] counts.
     ///
     /// # Errors
     /// [`StoreError::Backend`]. The slice can be repeated.
@@ -723,7 +739,6 @@ impl Store {
         let first = self.config.keyspace.first_hash(shard);
         let state = self.shard(shard);
         state.floor = state.floor.max(floor);
-        let floor = state.floor;
         let mut left = match state.graves.round {
             _ if from <= first => Version::MAX,
             Some((at, left)) if at == from => left,
@@ -778,6 +793,12 @@ impl Store {
     pub fn raise_floor(&mut self, shard: ShardId, floor: Version) {
         let state = self.shard(shard);
         state.floor = state.floor.max(floor);
+    }
+
+    /// How many entries of a shard were taken though they were not above its floor: a tombstone, what replaced something older,
+    /// what [`Store::fill`] brought. As long as it stays, nothing has come below the floor.
+    pub fn below_floor(&self, shard: ShardId) -> u64 {
+        self.state(shard).below_floor
     }
 
     /// Tombstones of a shard.
@@ -946,8 +967,9 @@ impl Store {
         self.state(shard).digest
     }
 
-    /// Adds to `digest` the entries with versions up to `until`: a slice of about `budget` entries from position `from` on;
-    /// the position to go on from, `None` at the shard's end.
+    /// Adds to `digest` the entries with versions up to `until`: a slice that looks at `budget` entries (and those that share the
+    /// last one's hash) from position `from` on. Writes may come between slices: each key counts as it is when its slice is
+    /// looked at, once at most.
     pub fn digest_until(
         &mut self,
         shard: ShardId,
@@ -955,13 +977,16 @@ impl Store {
         from: KeyHash,
         budget: usize,
         digest: &mut Digest,
-    ) -> Option<KeyHash> {
+    ) -> Digested {
         let bits = self.config.keyspace.shards.bits();
-        self.backend.visit(shard, from, budget.max(1), &mut |hash, entry| {
+        let mut looked = 0;
+        let next = self.backend.visit(shard, from, budget.max(1), &mut |hash, entry| {
+            looked += 1;
             if entry.version <= until {
                 digest.add(hash, entry.version, bits);
             }
-        })
+        });
+        Digested { looked, next }
     }
 
     /// Recent changes of a shard.
@@ -1688,7 +1713,7 @@ mod tests {
             for shard in all.owned().map(ShardId) {
                 let (mut digest, mut from) = (Digest::default(), Some(KeyHash(0)));
                 while let Some(at) = from {
-                    from = all.digest_until(shard, until, at, budget, &mut digest);
+                    from = all.digest_until(shard, until, at, budget, &mut digest).next;
                 }
                 prop_assert_eq!(digest, some.digest(shard));
             }

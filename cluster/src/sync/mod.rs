@@ -303,7 +303,9 @@ impl Session {
             return None;
         }
         if self.pushes.remove(&ask.op) {
-            // Refused or not: the next look at the digests tells.
+            // Refused or not: the next look at the digests tells. But not what was pushed because it hides something.
+            let refused = matches!(message, Message::Refused(..)) && matches!(self.kind, Kind::Round(_));
+            self.differences += u64::from(refused);
             return Some(self.go(cx, shared));
         }
         if self.asked.is_none_or(|asked| asked.op != ask.op) {
@@ -452,7 +454,7 @@ impl Session {
                     shared.stats.full += 1;
                     return Err(Progress::Failed);
                 }
-                Err(StoreError::Clock(_)) => {}
+                Err(StoreError::Clock(_)) => self.differences += u64::from(matches!(self.kind, Kind::Round(_))),
                 Err(_) => {
                     shared.stats.failed += 1;
                     return Err(Progress::Failed);
@@ -502,15 +504,16 @@ impl Session {
             Kind::Repair if is_young(ours.max(theirs)) => return,
             Kind::Round(until) => {
                 let is_old = here.iter().chain(there).any(|item| item.version <= until);
-                // One key, and what is newer stays: it hides the older.
-                let is_hidden = here.len() <= 1 && there.len() <= 1 && ours.max(theirs) > until;
-                if !is_old || is_hidden {
+                if !is_old {
                     return;
                 }
+                // One key, and what is newer stays. It goes to the other side, where it hides the older; for the round that is
+                // no difference, or a shard that is written all the time would never be done.
+                let is_hidden = here.len() <= 1 && there.len() <= 1 && ours.max(theirs) > until;
+                self.differences += u64::from(!is_hidden);
             }
-            Kind::Repair => {}
+            Kind::Repair => self.differences += 1,
         }
-        self.differences += 1;
         if theirs > ours {
             self.wants.push(hash);
             return;
@@ -553,6 +556,9 @@ impl Session {
         }
         if self.pushed_at + AGAIN_MS <= now {
             // Lost on the way: found again next time.
+            if matches!(self.kind, Kind::Round(_)) {
+                self.differences += self.pushes.len() as u64;
+            }
             self.pushes.clear();
         }
         self.go(cx, shared)
