@@ -136,7 +136,10 @@ struct Sum {
     ended: [u64; 3],
     faults: BTreeMap<&'static str, u64>,
     failures: BTreeMap<&'static str, u64>,
-    fewest: Option<u64>,
+    fewest: Option<(u64, u64)>,
+    lost: u64,
+    duplicated: u64,
+    planes: u64,
     repeated: u64,
     settled: Vec<u64>,
     failed: Vec<(u64, String)>,
@@ -159,6 +162,7 @@ fn many(args: &Args, planted: Planted) -> usize {
                     // One in twenty runs twice.
                     let differs = seed.is_multiple_of(20) && sim::run(&options, planted).hash != run.hash;
                     let mut sum = sum.lock().expect("no panic");
+                    sum.planes += u64::from(options.control == Control::Planes);
                     add(&mut sum, seed, &run, differs);
                     if let (Some(violation), true) = (&run.violation, true) {
                         println!("seed {seed}: {violation}");
@@ -178,7 +182,9 @@ fn many(args: &Args, planted: Planted) -> usize {
     let [done, failed, unknown] = sum.ended;
     println!("operations: {done} done, {failed} failed, {unknown} unknown; {} checked", sum.checked);
     println!("failed because: {:?}", sum.failures);
-    println!("faults: {:?}, at least {} in a run", sum.faults, sum.fewest.unwrap_or(0));
+    let (fewest, seed) = sum.fewest.unwrap_or_default();
+    println!("faults: {:?}, at least {fewest} in a run (seed {seed})", sum.faults);
+    println!("messages lost {}, delivered twice {}; with control planes {} seeds", sum.lost, sum.duplicated, sum.planes);
     let at = |part: usize| sum.settled.get(sum.settled.len() * part / 100).copied().unwrap_or(0) as f64 / 1e6;
     println!("from healing to rest: half {:.1} s, 99 % {:.1} s", at(50), at(99));
     println!("run twice and equal: {}", sum.repeated);
@@ -200,7 +206,11 @@ fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
         *sum.faults.entry(name).or_default() += count;
         faults += count;
     }
-    sum.fewest = Some(sum.fewest.map_or(faults, |fewest| fewest.min(faults)));
+    if run.violation.is_none() {
+        sum.fewest = Some(sum.fewest.map_or((faults, seed), |fewest| fewest.min((faults, seed))));
+    }
+    sum.lost += run.stats.lost;
+    sum.duplicated += run.stats.duplicated;
     sum.settled.push(run.stats.settled);
     if let Some(violation) = &run.violation {
         sum.failed.push((seed, violation.to_string()));
@@ -214,7 +224,7 @@ fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
 
 fn planted(args: &Args) -> ExitCode {
     let mut missed = 0;
-    for bug in sim::WIRED {
+    for bug in Bug::ALL {
         let begun = Instant::now();
         let next = AtomicU64::new(args.start);
         let found: Mutex<Option<(u64, String)>> = Mutex::new(None);

@@ -35,25 +35,7 @@ use self::history::{Rule, Violation};
 use self::options::Options;
 use self::trace::Trace;
 use self::world::{Stats, World};
-use crate::planted::{Bug, Planted};
-
-/// The bugs on purpose that a world can show.
-pub const WIRED: [Bug; 14] = [
-    Bug::FillingVotes,
-    Bug::AnyEpoch,
-    Bug::NoBlockingRepair,
-    Bug::ExpiredDropped,
-    Bug::PurgeWithoutFence,
-    Bug::AgainWithNewVersion,
-    Bug::WriteNewOnly,
-    Bug::HastyMove,
-    Bug::HintCounts,
-    Bug::AnyFuture,
-    Bug::SyncClears,
-    Bug::OneSource,
-    Bug::SameLife,
-    Bug::NoTombstones,
-];
+use crate::planted::Planted;
 
 /// What came of a run.
 #[derive(Debug)]

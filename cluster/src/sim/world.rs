@@ -104,8 +104,12 @@ impl Ord for Event {
 pub struct Stats {
     /// Faults that took place, by kind.
     pub faults: BTreeMap<&'static str, u64>,
-    /// Faults that did not fit the state they met.
+    /// Faults that did not fit the state they met; another one took the place of each.
     pub skipped: u64,
+    /// Messages lost and delivered twice; these are not among the faults.
+    pub lost: u64,
+    /// See there.
+    pub duplicated: u64,
     /// Operations by how they ended: done, failed, unknown.
     pub ended: [u64; 3],
     /// Operations about which something was promised.
@@ -294,9 +298,7 @@ impl World {
             Control::Authority => self.authority.changes,
             Control::Planes => self.newest.epoch,
         };
-        for (name, count) in [("lost", self.network.stats.lost), ("duplicated", self.network.stats.duplicated)] {
-            *self.stats.faults.entry(name).or_default() += count;
-        }
+        (self.stats.lost, self.stats.duplicated) = (self.network.stats.lost, self.network.stats.duplicated);
         for op in &mut self.history.ops {
             op.end = op.end.min(self.time + 1);
         }
@@ -1034,8 +1036,9 @@ impl World {
             }
             Kind::Slow { node, extra_ms, ms } => {
                 self.network.slow(node % nodes, extra_ms * MS, self.time + ms * MS);
-                true
+                self.nodes[node % nodes].up
             }
+            Kind::Partition { cut, .. } if !cut.iter().any(|&(a, b)| a != b && a < nodes && b < nodes) => false,
             Kind::Partition { cut, far, ms } => {
                 self.network.cut(cut);
                 // Nobody is away for so long, by one fault after another, that it is given up with its data.
@@ -1054,12 +1057,12 @@ impl World {
             Kind::Clog { from, to, ms } => {
                 let ms = (*ms).min((self.options.seconds * 1000).saturating_sub(self.time / MS + 1));
                 self.network.clog(from % nodes, to % nodes, self.time + ms * MS);
-                true
+                from % nodes != to % nodes
             }
             Kind::Clock { node, offset_ms } => {
-                self.nodes[node % nodes].offset_ms = *offset_ms;
+                let before = std::mem::replace(&mut self.nodes[node % nodes].offset_ms, *offset_ms);
                 self.trace.note(self.time, node % nodes, None, || format!("clock {offset_ms} ms off"));
-                true
+                before != *offset_ms
             }
             Kind::Join => {
                 let room = nodes < self.options.max_nodes;
@@ -1072,13 +1075,40 @@ impl World {
             }
             Kind::Drain { node } => self.drain_node(node % nodes),
         };
+        let may_wait = matches!(
+            kind,
+            Kind::Kill { .. } | Kind::KillMover { .. } | Kind::Replace { .. } | Kind::Pause { .. } | Kind::Drain { .. }
+        );
+        let left = (self.options.seconds * 1000 * MS).saturating_sub(self.time);
         if happened {
             *self.stats.faults.entry(kind.name()).or_default() += 1;
-        } else if tries < 6 && !self.healed {
+        } else if may_wait && tries < 6 && left > 1000 * MS {
             self.push(700 * MS, What::Fault { at, tries: tries + 1 });
         } else {
             self.stats.skipped += 1;
+            self.other_fault(left);
         }
+    }
+
+    /// In place of a fault that never fitted: one that nothing forbids.
+    fn other_fault(&mut self, left: u64) {
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].up).collect();
+        if up.len() < 2 {
+            return;
+        }
+        let from = self.random.below(up.len() as u64) as usize;
+        let to = up[(from + self.random.within(1, up.len() as u64 - 1) as usize) % up.len()];
+        let time = (self.random.within(100, 3_000) * MS).min(left);
+        let name = if self.random.chance(500) {
+            self.network.clog(up[from], to, self.time + time);
+            "clog"
+        } else {
+            let extra = self.random.within(5, 500) * MS;
+            self.network.slow(to, extra, self.time + time);
+            "slow"
+        };
+        self.trace.note(self.time, to, None, || format!("{name} for {} ms", time / MS));
+        *self.stats.faults.entry(name).or_default() += 1;
     }
 
     fn kill(&mut self, node: usize, down_ms: u64) -> bool {
