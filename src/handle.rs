@@ -177,7 +177,8 @@ impl GridKv {
         self.on_core(0, |handle| async move { crate::cluster::view(handle.core()).await }).await
     }
 
-    /// What happens in the cluster from now on: nodes that come and go, maps that are adopted. Ends when the node stops; at once
+    /// What happens in the cluster from now on: nodes that come and go, maps that are adopted, copies of shards that have
+    /// moved, shards at risk. Ends when the node stops; at once
     /// when it stands alone. Several streams share the events: each goes to one of them. Up to 1024 wait for a slow listener,
     /// further ones are missed.
     pub fn cluster_events(&self) -> impl futures_lite::Stream<Item = ClusterEvent> + Send + use<> {

@@ -196,3 +196,37 @@ fn a_second_process_with_the_directory_of_a_node_gives_up_and_the_node_goes_on()
     nodes.iter_mut().for_each(Node::assert_well);
     nodes.iter().for_each(|node| whole(node, 3));
 }
+
+/// What `gridkv-node admin` prints, with what it is asked.
+fn admin(node: &Node, words: &[&str]) -> String {
+    let mut command = support::node_command(&["admin", "--node", &node.resp.to_string()]);
+    let output = command.args(words).output().expect("gridkv-node runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{words:?} {said}");
+    assert!(!said.contains('\r'), "progress is for terminals");
+    String::from_utf8(output.stdout).expect("it prints text")
+}
+
+#[test]
+fn an_operator_has_copies_compared_and_sees_the_end() {
+    let (_places, mut nodes) = three();
+    let mut client = nodes[0].connect();
+    (0..KEYS).for_each(|key| set(&mut client, key, "x"));
+    // Whatever number a node has, and whoever's turn it is.
+    for node in &nodes {
+        let end: Value = serde_json::from_str(&admin(node, &["repair", "--json"])).expect("JSON");
+        assert_eq!((&end["running"], &end["shards"], &end["done"]), (&false.into(), &32.into(), &32.into()), "{end}");
+        assert_eq!(end["incomplete"], 0, "{end}");
+    }
+    assert!(
+        admin(&nodes[1], &["repair", "--shard", "7"]).starts_with("shards compared: 1, different: 0; entries sent: 0")
+    );
+    assert!(client.call(&["CLUSTER", "GRIDKV", "REPAIR", "32"]).is_error());
+    nodes[2].signal(libc::SIGKILL);
+    nodes[2].wait();
+    let end: Value = until("it says what it could not compare", || {
+        let end: Value = serde_json::from_str(&admin(&nodes[0], &["repair", "--json"])).expect("JSON");
+        (end["incomplete"] == 32).then_some(end)
+    });
+    assert_eq!(end["done"], 32, "{end}");
+}

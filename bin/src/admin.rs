@@ -3,7 +3,7 @@
 //! It speaks RESP with the node as any client does (`CLUSTER GRIDKV …`) and waits for the answer: what an order means and
 //! whether it may be given is decided there. Answers are JSON; here they become tables, or with `--json` stay as they are.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
@@ -19,14 +19,19 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest answer that is taken: far more than all shards and members of the largest cluster need.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// The word that takes its time: it is begun, and then asked about.
+const REPAIR: &str = "repair";
+const PROGRESS: Duration = Duration::from_millis(200);
+
 /// The words: each with what it needs, if anything, and what is said about it.
-const WORDS: [(&str, Option<&str>, &str); 7] = [
+const WORDS: [(&str, Option<&str>, &str); 8] = [
     ("status", None, "How the cluster is, as the node sees it"),
     ("members", None, "The nodes, and what each holds"),
     ("shards", None, "Who holds which shard"),
     ("drain", Some("ID"), "Have a member's shards moved away, to stop it afterwards"),
     ("undrain", Some("ID"), "Let shards come back to it"),
     ("remove", Some("ID"), "Go on without a member that will not come back, or that was drained"),
+    (REPAIR, None, "Have the node compare its copies with all others now, and wait until they are equal"),
     ("accept-loss", Some("SHARD"), "Let shards without a quorum serve with what is left; a number, or `all`"),
 ];
 
@@ -60,6 +65,9 @@ pub(crate) fn command() -> Command {
         let sub = Command::new(word).about(help);
         command.subcommand(match about {
             Some(name) => sub.arg(Arg::new("about").value_name(name).required(true)),
+            None if word == REPAIR => sub.arg(
+                Arg::new("about").long("shard").value_name("N").help("Only this shard, of which the node has a copy"),
+            ),
             None => sub,
         })
     })
@@ -108,7 +116,21 @@ pub(crate) fn run(request: &Request) -> Result<String, Refusal> {
     }
     let mut words = vec!["CLUSTER", "GRIDKV", &request.word];
     words.extend(request.about.as_deref());
-    match ask(&words)? {
+    let mut answer = ask(&words)?;
+    if request.word == REPAIR {
+        let mut shown = Progress::default();
+        loop {
+            let Answer::Text(text) = &answer else { break };
+            let value: Value = serde_json::from_str(text).unwrap_or_default();
+            shown.show(&value);
+            if value["running"] != Value::Bool(true) {
+                break;
+            }
+            std::thread::sleep(PROGRESS);
+            answer = ask(&["CLUSTER", "GRIDKV", "REPAIR-STATUS"])?;
+        }
+    }
+    match answer {
         Answer::Error(text) => Err(refused(text)),
         Answer::Text(text) if request.json => Ok(text + "\n"),
         Answer::Text(text) => {
@@ -117,6 +139,7 @@ pub(crate) fn run(request: &Request) -> Result<String, Refusal> {
             Ok(match request.word.as_str() {
                 "status" => status(&value),
                 "members" => members(&value),
+                REPAIR => repaired(&value),
                 _ => shards(&value),
             })
         }
@@ -262,6 +285,44 @@ fn status(value: &Value) -> String {
     table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
 }
 
+/// How far a repair is: one line that is written over, where somebody watches.
+#[derive(Default)]
+struct Progress {
+    written: bool,
+}
+
+impl Progress {
+    fn show(&mut self, value: &Value) {
+        if !io::stderr().is_terminal() {
+            return;
+        }
+        if value["running"] == Value::Bool(true) {
+            eprint!("\r{} of {} shards compared, {} differed", value["done"], value["shards"], value["differed"]);
+            self.written = true;
+        } else if std::mem::take(&mut self.written) {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+fn repaired(value: &Value) -> String {
+    let at = |name: &str| plain(&value[name]);
+    let mut text = format!(
+        "shards compared: {}, different: {}; entries sent: {}, received: {}\n",
+        at("done"),
+        at("differed"),
+        at("sent"),
+        at("received")
+    );
+    if value["incomplete"] != 0 {
+        text += &format!(
+            "of them not with every copy, or still different: {}; a copy is away, being filled or too busy\n",
+            at("incomplete")
+        );
+    }
+    text
+}
+
 fn members(value: &Value) -> String {
     let mut rows = vec![heads(&[
         "NO", "ID", "STATE", "ROLES", "CLIENTS", "PEERS", "ZONE", "WEIGHT", "CORES", "SHARDS", "FILLING", "ORDERS",
@@ -331,6 +392,17 @@ mod tests {
         assert_eq!(request, expected);
         assert_eq!(asked(&["status", "--node", "b:2"]).unwrap().node, "b:2");
         assert!(asked(&[]).is_err() && asked(&["drain"]).is_err() && asked(&["status", "3"]).is_err());
+    }
+
+    #[test]
+    fn a_repair_is_of_all_shards_or_of_one() {
+        assert_eq!(asked(&["repair"]).unwrap().about, None);
+        assert_eq!(asked(&["repair", "--shard", "7", "--json"]).unwrap().about.as_deref(), Some("7"));
+        assert!(asked(&["repair", "7"]).is_err() && asked(&["status", "--shard", "7"]).is_err());
+        let mut end = json!({"done": 32, "differed": 1, "incomplete": 0, "sent": 5, "received": 6});
+        assert_eq!(repaired(&end), "shards compared: 32, different: 1; entries sent: 5, received: 6\n");
+        end["incomplete"] = json!(2);
+        assert!(repaired(&end).lines().nth(1).unwrap().contains("different: 2; a copy"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! A node that stands alone, or that no cluster has admitted yet, shows none of this: a zero would say that all is well.
 
+use gridkv_cluster::control::watch::at_risk;
 use gridkv_cluster::membership;
 use gridkv_cluster::shards::ShardStats;
 use gridkv_net::gossip::GossipCounters;
@@ -160,6 +161,12 @@ fn write(page: &mut Page, view: &ClusterView, gossiped: &Gossiped, cores: &[Core
             "Shards that cannot be read or not be written for want of copies.",
             shards.blocked as u64,
         ),
+        (
+            "shards_at_risk",
+            Gauge,
+            "Shards with fewer complete copies in reach than a write needs, or with only one of several.",
+            at_risk(&view.map, &view.alive) as u64,
+        ),
         ("losses_total", Counter, "Times that the data of a shard was given up for lost.", shards.losses),
         ("gossip_doubt", Gauge, "How much this node doubts itself, 0 to 8; others get more time to object.", doubt),
         ("gossip_received_total", Counter, "Datagrams received.", datagrams.received),
@@ -229,6 +236,7 @@ mod tests {
         assert_eq!([at("members"), at("members_alive"), at("members_suspected")], [3.0, 2.0, 1.0]);
         assert_eq!([at("shards"), at("shards_degraded"), at("shards_normal")], [total, total, 0.0]);
         assert_eq!([at("shards_blocked"), at("shards_filling"), at("shards_moving")], [1.0, 1.0, 0.0]);
+        assert_eq!(at("shards_at_risk"), 1.0);
         assert_eq!(at("losses_total"), 2.0);
         assert_eq!([at("isolated"), at("disk_failed"), at("gossip_doubt")], [0.0, 0.0, 2.0]);
         assert_eq!(

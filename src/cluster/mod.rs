@@ -54,6 +54,7 @@ use crate::topology::{Message as Note, shards_of};
 use requests::{Lent, Origin, Requests};
 
 pub use gridkv_cluster::control::Event as ClusterEvent;
+pub use gridkv_cluster::control::watch::Moved;
 pub use gridkv_cluster::map::{Map, Placement};
 pub use gridkv_cluster::quorum::Level;
 pub use view::ClusterView;

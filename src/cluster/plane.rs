@@ -295,6 +295,17 @@ fn tell(event: &Event) {
         Event::Isolated(true) => tracing::warn!("this node seems to be cut off from its cluster"),
         Event::Isolated(false) => tracing::info!("this node sees its cluster again"),
         Event::Map(epoch) => tracing::debug!(epoch, "a new map"),
+        Event::Moved { epoch, copies } => {
+            let shards: BTreeSet<u16> = copies.iter().map(|moved| moved.shard).collect();
+            tracing::info!(epoch, copies = copies.len(), shards = shards.len(), "copies of shards are elsewhere now");
+        }
+        Event::AtRisk(0) => tracing::info!("no shard is at risk any more"),
+        Event::AtRisk(shards) => {
+            tracing::warn!(
+                shards,
+                "data at risk: of these shards too few complete copies can be reached to lose another"
+            );
+        }
         Event::Refused(why) => tracing::error!(why, "the cluster does not admit this node"),
         Event::Duplicate { boot } => {
             tracing::error!(boot, "another process runs with this node's id; this one stops");

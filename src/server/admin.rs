@@ -5,6 +5,8 @@
 //! | `STATUS`, `MEMBERS`, `SHARDS` | one bulk string of JSON: what this node sees |
 //! | `DRAIN id`, `UNDRAIN id` | `OK` when the map says so; the moves follow |
 //! | `REMOVE id` | `OK`: the cluster goes on without that life of the node |
+//! | `REPAIR`, `REPAIR shard` | JSON: this node compares its copies of the shards with all others, from now on |
+//! | `REPAIR-STATUS` | JSON: how far that is, or how it ended |
 //! | `ACCEPT-LOSS shard`, `ACCEPT-LOSS all` | how many shards serve again with what is left of them |
 //!
 //! An `id` is the number of a member, or the id of a node in 32 or 40 digits.
@@ -18,20 +20,22 @@
 
 use gridkv_cluster::ids::{NodeId, NodeNo};
 use gridkv_cluster::map::{Change, Map, Member, Placement, Stage, Standing, Step, Transition};
+use gridkv_cluster::repair::SweepStats;
 use gridkv_cluster::shards::ShardStats;
 use gridkv_engine::reply::Reply;
 use serde_json::{Value, json};
 
 use super::cluster::{node_id, quorums_of};
+use super::gather::each_core;
 use super::{Outcome, Refused, word};
-use crate::cluster::{self, ClusterView};
+use crate::cluster::{self, ClusterView, view};
 use crate::cores::CoreRc;
 
 /// Steps in one proposal.
 const STEPS: usize = 1024;
 
 const USAGE: &str = "ERR wrong number of arguments or unknown word: CLUSTER GRIDKV STATUS | MEMBERS | SHARDS | DRAIN id | \
-                     UNDRAIN id | REMOVE id | ACCEPT-LOSS shard|all";
+                     UNDRAIN id | REMOVE id | REPAIR [shard] | REPAIR-STATUS | ACCEPT-LOSS shard|all";
 
 /// `CLUSTER GRIDKV word …`; `args` from that word on.
 pub(super) async fn answer(core: &CoreRc, view: &ClusterView, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
@@ -39,6 +43,13 @@ pub(super) async fn answer(core: &CoreRc, view: &ClusterView, args: &[&[u8]], ou
         [what] if word(what, "status") => out.bulk(status(view).to_string().as_bytes()),
         [what] if word(what, "members") => out.bulk(members(view).to_string().as_bytes()),
         [what] if word(what, "shards") => out.bulk(shards(view).to_string().as_bytes()),
+        [what, rest @ ..] if word(what, "repair") && rest.len() <= 1 => {
+            let sweep = repair(core, view, rest.first().copied()).await?;
+            out.bulk(swept(&sweep).to_string().as_bytes());
+        }
+        [what] if word(what, "repair-status") => {
+            out.bulk(swept(&view::sweep(core).await).to_string().as_bytes());
+        }
         [what, shards] if word(what, "accept-loss") => {
             let steps = accept_loss(view, shards)?;
             let count = steps.len();
@@ -54,6 +65,52 @@ pub(super) async fn answer(core: &CoreRc, view: &ClusterView, args: &[&[u8]], ou
         _ => return Err(USAGE.into()),
     }
     Ok(())
+}
+
+/// Has this node compare its copies, of one shard or of all. Who asks for the same again is told how far it is.
+async fn repair(core: &CoreRc, view: &ClusterView, shard: Option<&[u8]>) -> Result<SweepStats, Refused> {
+    let only = shard.map(|shard| shard_here(view, shard)).transpose()?;
+    let now = view::sweep(core).await;
+    if now.running && now.only != only {
+        let what = now.only.map_or("all shards".to_owned(), |shard| format!("shard {shard}"));
+        return Err(format!("ERR this node is comparing {what} already: REPAIR-STATUS tells how far it is").into());
+    }
+    if !now.running {
+        each_core(core, move |core| view::repair_now(core, only)).await;
+    }
+    Ok(view::sweep(core).await)
+}
+
+fn swept(sweep: &SweepStats) -> Value {
+    json!({
+        "running": sweep.running,
+        "shard": sweep.only,
+        "shards": sweep.shards,
+        "done": sweep.done,
+        "differed": sweep.differed,
+        "incomplete": sweep.incomplete,
+        "sent": sweep.sent,
+        "received": sweep.received,
+        "bytes": sweep.bytes,
+    })
+}
+
+fn parse_shard(map: &Map, text: &[u8]) -> Option<u16> {
+    let shard: u16 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (usize::from(shard) < map.placements.len()).then_some(shard)
+}
+
+/// A shard of which this node has a copy.
+fn shard_here(view: &ClusterView, text: &[u8]) -> Result<u16, Refused> {
+    let map = &view.map;
+    let shard = parse_shard(map, text).ok_or_else(|| format!("ERR a shard from 0 to {}", map.placements.len() - 1))?;
+    let placement = &map.placements[usize::from(shard)];
+    if placement.names(view.me) {
+        return Ok(shard);
+    }
+    let holders: Vec<String> = placement.written().map(|no| no.to_string()).collect();
+    Err(format!("ERR this node has no copy of shard {shard}: ask a member that has one, {}", holders.join(" or "))
+        .into())
 }
 
 async fn propose(core: &CoreRc, change: Change) -> Result<(), Refused> {
@@ -115,8 +172,7 @@ fn accept_loss(view: &ClusterView, which: &[u8]) -> Result<Vec<Step>, Refused> {
     let wanted = if word(which, "all") {
         0..map.placements.len()
     } else {
-        let shard: Option<usize> = std::str::from_utf8(which).ok().and_then(|text| text.parse().ok());
-        let shard = shard.filter(|&shard| shard < map.placements.len());
+        let shard = parse_shard(map, which).map(usize::from);
         let shard = shard.ok_or_else(|| format!("ERR a shard from 0 to {}, or `all`", map.placements.len() - 1))?;
         shard..shard + 1
     };
@@ -362,6 +418,17 @@ mod tests {
         let accepted = after(&removed, Change::Steps(steps));
         assert!(!accepted.map.placements.iter().any(|placement| is_blocked(placement, &accepted)));
         assert_eq!(status(&accepted)["shards"]["losses"], 32);
+    }
+
+    #[test]
+    fn copies_are_compared_where_there_is_one() {
+        let view = three();
+        assert_eq!(shard_here(&view, b"31"), Ok(31));
+        assert!(refusal(shard_here(&view, b"32")).contains("from 0 to 31"));
+        let mut elsewhere = (*view.map).clone();
+        elsewhere.placements[4].replicas.retain(|replica| replica.node != view.me);
+        let view = ClusterView { map: Arc::new(elsewhere), ..view };
+        assert!(refusal(shard_here(&view, b"4")).ends_with("1 or 3"));
     }
 
     #[test]

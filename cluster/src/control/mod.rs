@@ -26,6 +26,7 @@
 pub mod message;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use crate::planted::{Bug, Planted};
 use crate::quorum::Quorums;
 use crate::register::{self, Acceptor, Head, Proposer, RegisterMessage, Rules};
 use message::{Body, Envelope, Sender};
+use watch::Moved;
 
 /// How a node comes to its cluster.
 #[derive(Clone, Debug)]
@@ -99,6 +101,15 @@ pub enum Event {
     Isolated(bool),
     /// A new map was adopted.
     Map(u64),
+    /// Copies of shards are complete elsewhere than in the map before.
+    Moved {
+        /// The map that says so.
+        epoch: u64,
+        /// Each of them.
+        copies: Vec<Moved>,
+    },
+    /// So many shards are at risk now ([`watch`] says when): told when there are more than before, and with 0 when it is over.
+    AtRisk(usize),
     /// The cluster refuses this node for good: why.
     Refused(String),
     /// Another process runs with this node's id.
@@ -225,6 +236,8 @@ pub struct Control {
     alive: BTreeSet<NodeNo>,
     /// What the cores were told last.
     isolated: bool,
+    /// Shards at risk.
+    at_risk: usize,
     /// Since when members are out of reach.
     away_since: BTreeMap<NodeNo, Millis>,
     /// Maps sent lately, by address.
@@ -283,6 +296,7 @@ impl Control {
             filled: BTreeSet::new(),
             alive: BTreeSet::new(),
             isolated: true,
+            at_risk: 0,
             away_since: BTreeMap::new(),
             map_sent: BTreeMap::new(),
             next_seed: 0,
@@ -650,9 +664,15 @@ impl Control {
         let life = map.life_of(about.id).filter(|m| m.about.boot == about.boot).map(|m| m.no);
         let (before, map) = (self.me, Arc::new(map));
         self.cluster = map.cluster;
-        self.map = Some(map.clone());
+        let last = self.map.replace(map.clone());
         self.me = life.unwrap_or(NodeNo(0));
         out.events.push(Event::Map(map.epoch));
+        if let Some(last) = last.filter(|_| before != NodeNo(0)) {
+            let copies = watch::moved(&last, &map);
+            if !copies.is_empty() {
+                out.events.push(Event::Moved { epoch: map.epoch, copies });
+            }
+        }
         out.adopt = Some((map.clone(), self.me));
         self.proposer.set_node(self.seat().unwrap_or(NodeNo(0)));
         match (before, self.me) {
@@ -755,6 +775,25 @@ impl Control {
             out.alive = Some((self.alive.clone(), isolated));
             self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
             self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
+        }
+        self.tell_risk(out);
+    }
+
+    /// Tells when more shards are at risk than before, and when none is any more.
+    fn tell_risk(&mut self, out: &mut Output) {
+        let Some(map) = &self.map else { return };
+        let at_risk = watch::at_risk(map, &self.alive);
+        if at_risk > self.at_risk || at_risk == 0 && self.at_risk > 0 {
+            out.events.push(Event::AtRisk(at_risk));
+        }
+        self.at_risk = at_risk;
+    }
+
+    /// The seeds have these addresses now.
+    pub fn set_seeds(&mut self, now: Now, addresses: Vec<SocketAddr>) {
+        if let Start::Join(seeds) = &mut self.settings.start {
+            *seeds = addresses;
+            self.join_at = self.join_at.map(|at| at.min(now.mono));
         }
     }
 

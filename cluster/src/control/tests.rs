@@ -285,3 +285,40 @@ fn an_operator_drains_a_node() {
     };
     assert!(world.run_until(120_000, drained), "{:?}", world.nodes);
 }
+
+#[test]
+fn seeds_that_moved_are_found_where_they_are_now() {
+    let mut world = World::default();
+    world.start(1, 1, founder());
+    let at = candidate(2, 0).peer;
+    world.start(2, 1, Start::Join(vec![candidate(9, 0).peer]));
+    world.start(3, 1, Start::Join(Vec::new()));
+    assert!(!world.run_until(5_000, |world| world.nodes[&at].me() != NodeNo(0)), "nobody is there");
+    let now = world.clock();
+    for n in [2, 3] {
+        world.nodes.get_mut(&candidate(n, 0).peer).unwrap().set_seeds(now, vec![candidate(1, 0).peer]);
+    }
+    assert!(world.run_until(60_000, |world| world.at_rest(3, 3)), "{:?}", world.nodes);
+}
+
+#[test]
+fn shards_that_move_and_shards_at_risk_are_told() {
+    let mut world = World::default();
+    world.three();
+    let told = |world: &World| -> Vec<Event> {
+        let is = |event: &&(NodeId, Event)| event.0 == NodeId(1) && !matches!(event.1, Event::Map(_) | Event::Up(_));
+        world.events.iter().filter(is).map(|(_, event)| event.clone()).collect()
+    };
+    let added: usize =
+        told(&world).iter().map(|event| if let Event::Moved { copies, .. } = event { copies.len() } else { 0 }).sum();
+    assert_eq!(added, 64, "two more copies of each of 32 shards");
+    assert!(!told(&world).iter().any(|event| matches!(event, Event::AtRisk(_))), "growing is no risk");
+    world.events.clear();
+    world.kill(2);
+    world.kill(3);
+    assert!(world.run_until(30_000, |world| told(world).contains(&Event::AtRisk(32))), "{:?}", world.nodes);
+    world.events.clear();
+    world.start(2, 2, seeds());
+    world.start(3, 2, seeds());
+    assert!(world.run_until(60_000, |world| told(world).contains(&Event::AtRisk(0))), "{:?}", world.events);
+}
