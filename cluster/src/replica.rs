@@ -121,8 +121,16 @@ pub(crate) fn serve(
 pub(crate) fn store(cx: &mut Context<'_>, entry: Entry<'_>) -> Result<Merged, StoreError> {
     match cx.planted.merge(cx.store, entry, cx.now.wall) {
         Ok(Merged::BelowFloor) if entry.tombstone => cx.store.fill(entry, cx.now.wall),
+        // It came before, and this clock was set back since.
+        Err(StoreError::Clock(_)) if is_known(cx, &entry) => Ok(Merged::Stale),
         merged => merged,
     }
+}
+
+/// Whether something as new is held for that key.
+fn is_known(cx: &mut Context<'_>, entry: &Entry<'_>) -> bool {
+    let hash = cx.store.locate(entry.key);
+    cx.store.raw(hash, entry.key).is_some_and(|held| held.version >= entry.version)
 }
 
 /// Whether this node may answer now; if not, why, and its own epoch of the shard.

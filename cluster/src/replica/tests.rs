@@ -49,8 +49,12 @@ impl Core {
 
     /// What it answers, if it answers with a refusal.
     fn refusal(&mut self, message: &Message<'_>) -> Option<Why> {
+        self.refusal_at(NOW, message)
+    }
+
+    fn refusal_at(&mut self, now: Now, message: &Message<'_>) -> Option<Why> {
         let mut out = Outbox::new();
-        self.shards.on_message(NOW, &mut self.store, PEER, message, &mut out);
+        self.shards.on_message(now, &mut self.store, PEER, message, &mut out);
         let (send, bytes) = out.sends().next()?;
         assert_eq!(send.to, PEER);
         let mut aligned = AlignedVec::<16>::new();
@@ -113,4 +117,19 @@ fn a_place_outside_of_the_shard_is_its_end() {
         assert_eq!(core.refusal(&Message::Stream(ask, at)), None);
         assert_eq!(core.refusal(&Message::List(ask, at, u16::MAX)), None);
     }
+}
+
+/// The write was stored and the answer lost, then the clock was set back by an hour: the version is far ahead now, and it is here.
+#[test]
+fn a_write_that_comes_again_after_the_clock_was_set_back_is_acknowledged() {
+    let mut core = Core::new();
+    let (hash, key) = core.key_in(0..16);
+    let ask = core.ask(core.shards.view().shard(hash));
+    let set_back = Now { mono: NOW.mono + 100, wall: NOW.wall - 3_600_000 };
+    let write = Message::Write(ask, Stored { hash, entry: entry(&key) });
+    assert_eq!(core.refusal(&write), None);
+    assert_eq!(core.refusal_at(set_back, &write), None);
+    let version = Version { hlc: Hlc::new(NOW.wall, 1), node: PEER.0 };
+    let newer = Message::Write(ask, Stored { hash, entry: Entry { version, ..entry(&key) } });
+    assert_eq!(core.refusal_at(set_back, &newer), Some(Why::Ahead), "this one is not here");
 }
