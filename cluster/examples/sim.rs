@@ -44,6 +44,12 @@ struct Args {
     /// Stop at the first seed that fails.
     #[arg(long)]
     first: bool,
+    /// Events that a drawing shows.
+    #[arg(long, default_value_t = 200)]
+    shown: usize,
+    /// Draw this shard alone.
+    #[arg(long)]
+    shard: Option<u16>,
     /// Print the last events of a failing seed even when there are many seeds.
     #[arg(short, long)]
     verbose: bool,
@@ -102,7 +108,7 @@ fn single(seed: u64, args: &Args, planted: Planted) -> ExitCode {
         println!("seed {seed}: no violation");
         return ExitCode::SUCCESS;
     }
-    explain(&options, planted, &run);
+    explain(args, &options, planted, &run);
     ExitCode::FAILURE
 }
 
@@ -112,14 +118,14 @@ fn show(options: &Options) {
 }
 
 /// Makes a failure small and draws it.
-fn explain(options: &Options, planted: Planted, run: &Run) {
+fn explain(args: &Args, options: &Options, planted: Planted, run: &Run) {
     let Some(violation) = &run.violation else { return };
     println!("seed {}: {violation}", options.seed);
     let (small, runs) = sim::shrink(options, planted, violation.rule, 150);
     let again = sim::run(&small, planted);
     println!("after {runs} runs: {} of {} faults are needed", small.faults.len(), options.faults.len());
     show(&small);
-    println!("{}", sim::draw(&small, planted, &again));
+    println!("{}", sim::draw(&small, planted, &again, args.shard, args.shown));
     if let Some(violation) = &again.violation {
         println!("{violation}");
     }
@@ -167,7 +173,7 @@ fn many(args: &Args, planted: Planted) -> usize {
                     if let (Some(violation), true) = (&run.violation, true) {
                         println!("seed {seed}: {violation}");
                         if args.verbose {
-                            explain(&options, planted, &run);
+                            explain(args, &options, planted, &run);
                         }
                     }
                 }

@@ -71,10 +71,11 @@ fn run_traced(options: &Options, planted: Planted, trace: Trace) -> Run {
     Run { violation, hash: world.trace.sum(), stats: std::mem::take(&mut world.stats), drawing, shard }
 }
 
-/// Runs it once more and draws the last events before the violation, those of its shard if it is about a key.
-pub fn draw(options: &Options, planted: Planted, run: &Run) -> String {
+/// Runs it once more and draws the last `shown` events before the violation, those of one shard if it is about a key or if
+/// one is named.
+pub fn draw(options: &Options, planted: Planted, run: &Run, shard: Option<u16>, shown: usize) -> String {
     let Some(violation) = &run.violation else { return String::new() };
-    run_traced(options, planted, Trace::kept(violation.at, run.shard)).drawing
+    run_traced(options, planted, Trace::kept(violation.at, shard.or(run.shard), shown)).drawing
 }
 
 /// The options with as few faults and as little trouble as still break the same rule, and how many runs that took.

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::fmt::Write;
 
-/// Events that a drawing shows.
-const SHOWN: usize = 200;
 /// Width of a node's column.
 const COLUMN: usize = 22;
 
@@ -17,6 +15,7 @@ pub struct Trace {
     entries: VecDeque<(u64, usize, String)>,
     is_kept: bool,
     only: Option<u16>,
+    shown: usize,
     until: u64,
 }
 
@@ -26,9 +25,9 @@ impl Trace {
         Trace::default()
     }
 
-    /// One that keeps the last events up to that time, of one shard only if there is one.
-    pub fn kept(until: u64, only: Option<u16>) -> Trace {
-        Trace { is_kept: true, until, only, ..Trace::default() }
+    /// One that keeps the last `shown` events up to that time, of one shard only if there is one.
+    pub fn kept(until: u64, only: Option<u16>, shown: usize) -> Trace {
+        Trace { is_kept: true, until, only, shown, ..Trace::default() }
     }
 
     /// Something has happened; the numbers say what.
@@ -50,7 +49,7 @@ impl Trace {
         if !self.is_kept || at > self.until || self.only.is_some() && shard.is_some() && shard != self.only {
             return;
         }
-        if self.entries.len() == SHOWN {
+        if self.entries.len() >= self.shown {
             self.entries.pop_front();
         }
         self.entries.push_back((at, node, text()));

@@ -1059,6 +1059,8 @@ impl World {
                 self.network.clog(from % nodes, to % nodes, self.time + ms * MS);
                 from % nodes != to % nodes
             }
+            // A node that is alone with a shard acknowledges whatever its clock says.
+            Kind::Clock { offset_ms, .. } if *offset_ms > self.options.skew_ms && self.has_single_copies() => false,
             Kind::Clock { node, offset_ms } => {
                 let before = std::mem::replace(&mut self.nodes[node % nodes].offset_ms, *offset_ms);
                 self.trace.note(self.time, node % nodes, None, || format!("clock {offset_ms} ms off"));
@@ -1077,24 +1079,36 @@ impl World {
         };
         let may_wait = matches!(
             kind,
-            Kind::Kill { .. } | Kind::KillMover { .. } | Kind::Replace { .. } | Kind::Pause { .. } | Kind::Drain { .. }
+            Kind::Kill { .. }
+                | Kind::KillMover { .. }
+                | Kind::Replace { .. }
+                | Kind::Pause { .. }
+                | Kind::Drain { .. }
+                | Kind::Clock { .. }
         );
         let left = (self.options.seconds * 1000 * MS).saturating_sub(self.time);
         if happened {
             *self.stats.faults.entry(kind.name()).or_default() += 1;
         } else if may_wait && tries < 6 && left > 1000 * MS {
             self.push(700 * MS, What::Fault { at, tries: tries + 1 });
-        } else {
+        } else if self.other_fault(left) {
             self.stats.skipped += 1;
-            self.other_fault(left);
+        } else if left > 1000 * MS {
+            self.push(700 * MS, What::Fault { at, tries });
         }
     }
 
+    /// Whether one node alone acknowledges writes of some shard, as in a cluster that has just been founded.
+    fn has_single_copies(&self) -> bool {
+        let map = self.map();
+        self.has_planes() && map.placements.iter().any(|p| map.quorums.of(p.replicas.len()).0 < 2)
+    }
+
     /// In place of a fault that never fitted: one that nothing forbids.
-    fn other_fault(&mut self, left: u64) {
+    fn other_fault(&mut self, left: u64) -> bool {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].up).collect();
         if up.len() < 2 {
-            return;
+            return false;
         }
         let from = self.random.below(up.len() as u64) as usize;
         let to = up[(from + self.random.within(1, up.len() as u64 - 1) as usize) % up.len()];
@@ -1109,6 +1123,7 @@ impl World {
         };
         self.trace.note(self.time, to, None, || format!("{name} for {} ms", time / MS));
         *self.stats.faults.entry(name).or_default() += 1;
+        true
     }
 
     fn kill(&mut self, node: usize, down_ms: u64) -> bool {
