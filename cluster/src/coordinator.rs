@@ -247,6 +247,16 @@ impl Coordinator {
         Some(op)
     }
 
+    /// As [`Coordinator::admit`], for what makes versions.
+    fn admit_write(&mut self, cx: &mut Context<'_>, token: u64, bytes: usize) -> bool {
+        if !cx.view.quarantined {
+            return self.admit(cx, token, bytes);
+        }
+        self.stats.failed += 1;
+        cx.out.done(token, Outcome::Failed(Failure::Clock));
+        false
+    }
+
     /// Whether one more operation of that many bytes is taken.
     fn admit(&mut self, cx: &mut Context<'_>, token: u64, bytes: usize) -> bool {
         let failure = if cx.view.me == NodeNo(0) {
@@ -272,7 +282,7 @@ impl Coordinator {
         level: Level,
     ) {
         let bytes = key.len() + value.map_or(0, <[u8]>::len);
-        if !self.admit(cx, token, bytes) {
+        if !self.admit_write(cx, token, bytes) {
             return;
         }
         let version = cx.store.mint(cx.now.wall);
@@ -417,7 +427,11 @@ impl Coordinator {
             self.stats.failed += 1;
             return cx.out.done(token, Outcome::Failed(Failure::NoQuorum { shard, have: 0, need: 1 }));
         }
-        if self.admit(cx, token, key.len()) {
+        let admitted = match then {
+            Then::Delete => self.admit_write(cx, token, key.len()),
+            Then::Answer | Then::Join(_) => self.admit(cx, token, key.len()),
+        };
+        if admitted {
             let deadline = cx.now.mono + self.limits.timeout_ms;
             self.begin_read(cx, hash, key.into(), Reading { token, level, deadline, then });
         }
@@ -458,7 +472,7 @@ impl Coordinator {
         ordered: bool,
     ) {
         let bytes = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len)).sum();
-        if !self.admit(cx, token, bytes) {
+        if !self.admit_write(cx, token, bytes) {
             return;
         }
         self.joined.insert(token, Joined { left: changes.len() + 1, failed: None, found: None, written: 0 });
@@ -771,7 +785,7 @@ impl Coordinator {
                 let Some(op) = self.remove(number) else { return };
                 let version = found.map_or(Version::ZERO, |held| held.version);
                 // The tombstone has to be newer than what it deletes, whoever's clock made that.
-                if cx.store.observe(version, cx.now.wall).is_err() {
+                if cx.view.quarantined || cx.store.observe(version, cx.now.wall).is_err() {
                     return cx.out.done(op.token, Outcome::Failed(Failure::Clock));
                 }
                 let version = cx.store.mint(cx.now.wall);

@@ -145,7 +145,9 @@ pub enum Failure {
     #[error("OOM command not allowed when used memory > 'maxmemory'.")]
     Full,
     /// This node's clock is too far off.
-    #[error("CLOCK the clock of this node is ahead of its peers by more than is allowed; correct it")]
+    #[error(
+        "CLOCK the clock of this node is too far from those of the others; nothing was written: mend its clock (NTP), or write through another node"
+    )]
     Clock,
     /// Too many operations are under way.
     #[error("OVERLOADED too many operations are under way on this core; try again later")]

@@ -164,7 +164,7 @@ impl Purge {
     pub(crate) fn new(limits: Limits) -> Purge {
         Purge {
             limits,
-            fences: Fences::default(),
+            fences: Fences::new(&limits),
             round: None,
             rests: BTreeMap::new(),
             at: ShardId(0),
@@ -198,7 +198,8 @@ impl Purge {
                 next = next.or(Some(shard).filter(|shard| *shard > self.at));
             }
         }
-        if let (None, Some(shard)) = (&self.round, next.or(first)) {
+        // With a wrong clock it would call versions old that are not.
+        if let (None, Some(shard), false) = (&self.round, next.or(first), cx.view.quarantined) {
             self.at = shard;
             self.begin(cx, shard, until);
         }

@@ -47,6 +47,8 @@ pub struct View {
     pub owned: Range<u16>,
     /// This node has to think that it is cut off: it answers no read alone.
     pub isolated: bool,
+    /// This node's clock is wrong: it makes no versions.
+    pub quarantined: bool,
 }
 
 impl View {
@@ -166,7 +168,7 @@ impl Shards {
     /// operations fail with [`Failure::NotAdmitted`].
     pub fn new(owned: Range<u16>, map: Arc<Map>, limits: Limits, planted: Planted) -> Shards {
         Shards {
-            view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned, isolated: false },
+            view: View { me: NodeNo(0), map, alive: BTreeSet::new(), owned, isolated: false, quarantined: false },
             coordinator: Coordinator::new(limits.coordinator),
             hints: Hints::new(limits.hints),
             fill: Fill::new(limits.fill),
@@ -261,11 +263,12 @@ impl Shards {
     /// Who orders the commands of this hash's shard.
     ///
     /// # Errors
-    /// [`Failure::NoOrderer`] when it cannot be reached or is being filled.
+    /// [`Failure::NoOrderer`] when it cannot be reached, is being filled, or is this node and its clock is wrong.
     pub fn orderer(&self, hash: KeyHash) -> Result<NodeNo, Failure> {
         let shard = self.view.shard(hash).0;
         let orderer = self.view.placement_of(hash).orderer();
-        orderer.filter(|&no| no == self.view.me || self.view.is_alive(no)).ok_or(Failure::NoOrderer { shard })
+        let can = |no: NodeNo| if no == self.view.me { !self.view.quarantined } else { self.view.is_alive(no) };
+        orderer.filter(|&no| can(no)).ok_or(Failure::NoOrderer { shard })
     }
 
     /// Reads keys at quorum, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the
@@ -375,6 +378,8 @@ impl Shards {
                     _ if cx.view.placement_of(hash).epoch > ask.epoch => Some(Why::Stale),
                     _ if cx.view.placement_of(hash).epoch < ask.epoch => Some(Why::Behind),
                     _ if cx.view.placement_of(hash).orderer() != Some(cx.view.me) => Some(Why::NotHere),
+                    // Another one takes over.
+                    _ if cx.view.quarantined => Some(Why::NotHere),
                     _ if self.orders.len() >= MAX_ORDERS => Some(Why::Busy),
                     _ => None,
                 };
@@ -410,6 +415,14 @@ impl Shards {
         self.view.isolated = isolated;
     }
 
+    /// Whether this node's clock is wrong, and by how much it is behind the others. Then it makes no versions: what clients write
+    /// through it fails, and it orders nothing. It reads, stores what others write, be it ahead of its clock by so much, and
+    /// forwards commands to their orderers.
+    pub fn set_quarantined(&mut self, store: &mut Store, quarantined: bool, behind_ms: Millis) {
+        self.view.quarantined = quarantined;
+        store.set_behind(if quarantined { behind_ms } else { 0 });
+    }
+
     /// Who can be reached has changed.
     pub fn on_alive(&mut self, now: Now, store: &mut Store, alive: BTreeSet<NodeNo>, out: &mut Outbox) {
         let away: Vec<NodeNo> = self.view.alive.difference(&alive).copied().collect();
@@ -423,6 +436,12 @@ impl Shards {
         self.repair.on_alive(cx, &back);
         self.purge.on_change(cx);
         cx.deliver_hints();
+    }
+
+    /// Whether this core is on its way through a shard, a slice per call of [`Shards::on_deadline`]: these should come every
+    /// few milliseconds then.
+    pub fn is_walking(&self) -> bool {
+        self.purge.fences.next_deadline().is_some()
     }
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.

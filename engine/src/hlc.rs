@@ -125,6 +125,11 @@ impl Clock {
         self.node = node;
     }
 
+    /// How far ahead of the wall clock a version may be from now on.
+    pub const fn set_max_drift(&mut self, ms: u64) {
+        self.max_drift_ms = ms;
+    }
+
     /// The highest time given or seen.
     pub const fn last(&self) -> Hlc {
         self.last

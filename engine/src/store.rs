@@ -489,6 +489,12 @@ impl Store {
         self.clock.set_node(node);
     }
 
+    /// This node's wall clock is known to be behind by so much: versions of others may be ahead of it by that and the usual
+    /// drift, until something else is said.
+    pub fn set_behind(&mut self, ms: Millis) {
+        self.clock.set_max_drift(Clock::DEFAULT_MAX_DRIFT_MS.saturating_add(ms));
+    }
+
     /// What is stored under a key, be it expired or a tombstone.
     #[inline]
     pub fn raw(&mut self, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {

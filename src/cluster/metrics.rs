@@ -143,6 +143,18 @@ fn write(page: &mut Page, view: &ClusterView, gossiped: &Gossiped, cores: &[Core
         ("members_alive", Gauge, "Members that can be reached, this one included.", alive as u64),
         ("members_suspected", Gauge, "Members that did not answer and may still object.", suspects),
         ("isolated", Gauge, "1 while this node has to think that it is cut off.", view.isolated.into()),
+        (
+            "quarantined",
+            Gauge,
+            "1 while this node's clock is wrong and it coordinates no writes.",
+            view.quarantined.into(),
+        ),
+        (
+            "clock_offset_ms",
+            Gauge,
+            "By how much this node's clock differs from the one of the others that differs most.",
+            view.clock_offset_ms,
+        ),
         ("leader", Gauge, "1 on the node that plans changes of the map, as far as it sees.", leads(view).into()),
         (
             "disk_failed",
@@ -253,7 +265,13 @@ mod tests {
 
     #[test]
     fn all_is_well_where_all_copies_are() {
-        let view = ClusterView { isolated: true, disk_failed: true, ..cluster_view_of_three() };
+        let view = ClusterView {
+            isolated: true,
+            disk_failed: true,
+            quarantined: true,
+            clock_offset_ms: 900,
+            ..cluster_view_of_three()
+        };
         let mut page = page(&node());
         write(&mut page, &view, &Gossiped::default(), &[]);
         let samples = parse_page(&page.text());
@@ -261,5 +279,6 @@ mod tests {
         assert_eq!(at("shards_normal"), view.map.placements.len() as f64);
         assert_eq!([at("shards_degraded"), at("shards_blocked"), at("shards_moving")], [0.0, 0.0, 0.0]);
         assert_eq!([at("isolated"), at("disk_failed"), at("losses_total")], [1.0, 1.0, 0.0]);
+        assert_eq!([at("quarantined"), at("clock_offset_ms")], [1.0, 900.0]);
     }
 }

@@ -570,20 +570,28 @@ pub(crate) fn alive(core: &CoreRc, alive: BTreeSet<NodeNo>, isolated: bool) {
     core.kick();
 }
 
+/// Whether this node's clock is wrong, and by how much it is behind.
+pub(crate) fn quarantined(core: &CoreRc, quarantined: bool, behind: Millis) {
+    if let Some(member) = &mut *core.member.borrow_mut() {
+        member.shards.set_quarantined(&mut core.state.borrow_mut().store, quarantined, behind);
+    }
+}
+
 /// Keeps a sleeping core's deadlines: a task that looks now and then.
 pub(crate) fn start_timer(core: &CoreRc) {
     let weak = Rc::downgrade(core);
     let idle = Cell::new(0u32);
     glommio::spawn_local(async move {
         loop {
-            // Operations and links are looked at every few milliseconds while there are any, else ten times a second.
+            // Operations, walks and links are looked at every few milliseconds while there are any, else 20 times a second.
             let busy = idle.get() < 20;
             glommio::timer::sleep(Duration::from_millis(if busy { 5 } else { 50 })).await;
             let Some(core) = weak.upgrade() else { return };
             if core.stopping() {
                 return;
             }
-            let under_way = core.member.borrow().as_ref().is_some_and(|member| member.requests.under_way() > 0);
+            let is_busy = |member: &Member| member.requests.under_way() > 0 || member.shards.is_walking();
+            let under_way = core.member.borrow().as_ref().is_some_and(is_busy);
             idle.set(if under_way { 0 } else { idle.get() + 1 });
             core.ticked();
             core.kick();

@@ -282,6 +282,11 @@ fn act(core: &CoreRc, out: Output) -> bool {
             post(core, to, move |core| super::alive(core, alive, isolated));
         }
     }
+    if let Some((quarantined, behind)) = out.quarantined {
+        for to in 0..core.topology.cores() {
+            post(core, to, move |core| super::quarantined(core, quarantined, behind));
+        }
+    }
     again
 }
 
@@ -294,6 +299,16 @@ fn tell(event: &Event) {
         Event::Left(id) => tracing::info!(node = %id, "a node has left"),
         Event::Isolated(true) => tracing::warn!("this node seems to be cut off from its cluster"),
         Event::Isolated(false) => tracing::info!("this node sees its cluster again"),
+        Event::Quarantined { quarantined: true, ahead_ms } => tracing::error!(
+            ahead_ms,
+            "this node's clock is too far from those of the others: it coordinates no writes until the clock is mended (NTP)"
+        ),
+        Event::Quarantined { quarantined: false, ahead_ms } => {
+            tracing::info!(ahead_ms, "this node's clock agrees with those of the others again");
+        }
+        Event::ClocksApart { node, ahead_ms } => {
+            tracing::warn!(%node, ahead_ms, "the clock of another node is too far from this node's; one of them is wrong");
+        }
         Event::Map(epoch) => tracing::debug!(epoch, "a new map"),
         Event::Moved { epoch, copies } => {
             let shards: BTreeSet<u16> = copies.iter().map(|moved| moved.shard).collect();
@@ -368,6 +383,8 @@ pub(crate) fn facts(core: &CoreRc) -> Option<ClusterView> {
         alive: control.alive().clone(),
         leader: control.leader(),
         isolated: control.is_isolated(),
+        quarantined: control.clock().0,
+        clock_offset_ms: control.clock().1,
         disk_failed: plane.as_ref()?.disk.failed(),
         cores: Vec::new(),
     })

@@ -24,6 +24,10 @@ pub struct ClusterView {
     pub leader: Option<NodeNo>,
     /// This node has to think that it is cut off.
     pub isolated: bool,
+    /// This node's clock differs from those of most others by more than is allowed: it coordinates no writes.
+    pub quarantined: bool,
+    /// By how many milliseconds this node's clock differs from the one of the others that differs most.
+    pub clock_offset_ms: u64,
     /// The node's directory could not be written: it does not vote any more.
     pub disk_failed: bool,
     /// Counters of each core's machines.

@@ -244,6 +244,7 @@ fn status(view: &ClusterView) -> Value {
     let state = match () {
         () if view.me.0 == 0 => "joining",
         () if view.isolated => "isolated",
+        () if view.quarantined => "wrong clock",
         () if shards.blocked > 0 => "blocked",
         () if shards.degraded > 0 => "degraded",
         // All is as well as it can be, and yet there are fewer copies than were asked for.
@@ -258,6 +259,7 @@ fn status(view: &ClusterView) -> Value {
         "me": number(view.me),
         "leader": view.leader.map(|leader| leader.0),
         "isolated": view.isolated,
+        "clock_offset_ms": view.clock_offset_ms,
         "replicas": map.quorums.n,
         "write_quorum": map.quorums.w,
         "read_quorum": map.quorums.r,
@@ -439,6 +441,7 @@ mod tests {
         assert_eq!(state(&alive(&view, &[1, 2])), "degraded");
         assert_eq!(state(&alive(&view, &[2])), "blocked");
         assert_eq!(state(&ClusterView { isolated: true, ..view.clone() }), "isolated");
+        assert_eq!(state(&ClusterView { quarantined: true, ..view.clone() }), "wrong clock");
         assert_eq!(state(&ClusterView { me: NodeNo(0), ..view.clone() }), "joining");
         let status = status(&alive(&view, &[1, 2]));
         assert_eq!(status["members"], json!({"present": 3, "alive": 2, "draining": 0}));

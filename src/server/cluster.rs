@@ -327,6 +327,8 @@ pub(crate) mod tests {
             alive: (1..=3).map(NodeNo).collect(),
             leader: Some(NodeNo(1)),
             isolated: false,
+            quarantined: false,
+            clock_offset_ms: 0,
             disk_failed: false,
             cores: Vec::new(),
         }

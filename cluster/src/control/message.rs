@@ -58,8 +58,13 @@ pub enum Body {
     MapWanted,
     /// This is a map that was chosen.
     Map(Vec<u8>),
-    /// What the sender has adopted as a whole, and what it holds completely.
-    Status { adopted: u64, filled: Vec<(u16, u64)> },
+    /// What the sender has adopted as a whole, what it holds completely, and whether it leaves versions to others because its
+    /// clock is wrong.
+    Status { adopted: u64, filled: Vec<(u16, u64)>, quarantined: bool },
+    /// What does your clock say? `sent` is the asker's and comes back.
+    ClockAsked { sent: u64 },
+    /// The wall clock of the sender, in unix milliseconds.
+    ClockTold { sent: u64, wall: u64 },
     /// Propose this, in an operator's name.
     Propose { token: u64, change: Change },
     /// What became of it.
@@ -118,7 +123,9 @@ mod tests {
         let bodies = [
             Body::MapWanted,
             Body::Map(vec![1, 2, 3]),
-            Body::Status { adopted: 4, filled: vec![(1, 2), (3, 4)] },
+            Body::Status { adopted: 4, filled: vec![(1, 2), (3, 4)], quarantined: true },
+            Body::ClockAsked { sent: 5 },
+            Body::ClockTold { sent: 5, wall: 1 << 41 },
             Body::Refused("no".into()),
         ];
         for body in bodies {

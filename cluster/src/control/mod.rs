@@ -23,6 +23,7 @@
 //!
 //! What a voter says leaves only when what it promised is on disk: see [`Output::disk`].
 
+pub mod clocks;
 pub mod message;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use crate::planner::{self, Planner};
 use crate::planted::{Bug, Planted};
 use crate::quorum::Quorums;
 use crate::register::{self, Acceptor, Head, Proposer, RegisterMessage, Rules};
+use clocks::Clocks;
 use message::{Body, Envelope, Sender};
 use watch::Moved;
 
@@ -99,6 +101,20 @@ pub enum Event {
     Left(NodeId),
     /// This node has to think that it is cut off, or no more.
     Isolated(bool),
+    /// This node's clock differs from those of most others by more than is allowed, or no more: meanwhile it makes no versions.
+    Quarantined {
+        /// Whether it does.
+        quarantined: bool,
+        /// By how many milliseconds it is ahead of them; negative when it is behind.
+        ahead_ms: i64,
+    },
+    /// The clock of another node differs from this node's by more than is allowed, and this one is not known to be wrong.
+    ClocksApart {
+        /// The other node.
+        node: NodeId,
+        /// By how many milliseconds its clock is ahead; negative when it is behind.
+        ahead_ms: i64,
+    },
     /// A new map was adopted.
     Map(u64),
     /// Copies of shards are complete elsewhere than in the map before.
@@ -135,6 +151,9 @@ pub struct Output {
     pub adopt: Option<(Arc<Map>, NodeNo)>,
     /// Who can be reached, for all cores, and whether this node has to think that it is cut off.
     pub alive: Option<(BTreeSet<NodeNo>, bool)>,
+    /// Whether all cores have to leave versions to other nodes from now on, for this node's clock is wrong; and by how much it is
+    /// behind.
+    pub quarantined: Option<(bool, Millis)>,
     /// What happened.
     pub events: Vec<Event>,
     /// Ends of [`Control::propose`], by token: why it was refused, if it was.
@@ -188,6 +207,7 @@ enum Waits {
 struct Status {
     adopted: u64,
     filled: Vec<(u16, u64)>,
+    quarantined: bool,
 }
 
 /// Proposals that wait for their turn, at most.
@@ -249,6 +269,8 @@ pub struct Control {
     /// Since when others say that another process has this node's id.
     taken_since: Option<Millis>,
     status_at: Millis,
+    clocks: Clocks,
+    clocks_at: Millis,
     plan_at: Millis,
     refused: bool,
     seed: u64,
@@ -304,6 +326,8 @@ impl Control {
             asked: 0,
             taken_since: None,
             status_at: Millis::MAX,
+            clocks: Clocks::default(),
+            clocks_at: Millis::MAX,
             plan_at: Millis::MAX,
             refused: false,
             seed,
@@ -437,7 +461,15 @@ impl Control {
                     self.learn(now, map, out);
                 }
             }
-            Body::Status { adopted, filled } => self.on_status(now, sender.no, Status { adopted, filled }),
+            Body::Status { adopted, filled, quarantined } => {
+                self.on_status(now, sender.no, Status { adopted, filled, quarantined });
+            }
+            Body::ClockAsked { sent } => self.send(sender.peer, Body::ClockTold { sent, wall: now.wall }, out),
+            Body::ClockTold { sent, wall } if self.alive.contains(&sender.no) && sender.no != self.me => {
+                self.clocks.on_answer(now, sender.no, sent, wall);
+                self.look_at_clocks(now, out);
+            }
+            Body::ClockTold { .. } => {}
             Body::Propose { token, change } => self.ask(now, change, Waits::Peer(sender.peer, token), out),
             Body::Proposed { token, refused } => out.proposed.push((token, refused.map_or(Ok(()), Err))),
         }
@@ -711,7 +743,7 @@ impl Control {
         let others = map.present().filter(|m| m.no != self.me).map(|m| identity(&m.about, m.no));
         membership.join(now, others, &mut self.swim);
         self.membership = Some(membership);
-        (self.status_at, self.plan_at) = (now.mono, now.mono);
+        (self.status_at, self.clocks_at, self.plan_at) = (now.mono, now.mono, now.mono);
         self.after_gossip(now, out);
     }
 
@@ -727,6 +759,7 @@ impl Control {
         out.alive = Some((BTreeSet::new(), true));
         self.isolated = true;
         (self.join_at, self.status_at, self.plan_at) = (Some(now.mono), Millis::MAX, Millis::MAX);
+        self.clocks_at = Millis::MAX;
     }
 
     /// Passes on what the membership wants, and tells the cores who is alive.
@@ -831,7 +864,7 @@ impl Control {
 
     /// When to call [`Control::on_deadline`].
     pub fn next_deadline(&self) -> Option<Millis> {
-        let own = [self.join_at, Some(self.status_at), Some(self.plan_at)];
+        let own = [self.join_at, Some(self.status_at), Some(self.clocks_at), Some(self.plan_at)];
         let machines = [self.proposer.next_deadline(), self.membership.as_ref().and_then(Membership::next_deadline)];
         own.into_iter().chain(machines).flatten().filter(|&at| at != Millis::MAX).min()
     }
@@ -856,6 +889,10 @@ impl Control {
         if self.status_at <= now.mono {
             self.status_at = now.mono + STATUS_MS;
             self.tell_status(now, out);
+        }
+        if self.clocks_at <= now.mono {
+            self.clocks_at = now.mono + clocks::ASK_MS;
+            self.ask_clocks(now, out);
         }
         if self.plan_at <= now.mono {
             self.plan_at = now.mono + PLAN_MS;
@@ -906,18 +943,48 @@ impl Control {
         if self.me == NodeNo(0) {
             return;
         }
-        let status =
-            Status { adopted: self.adopted, filled: self.filled.iter().copied().take(message::MAX_FILLED).collect() };
+        let filled = self.filled.iter().copied().take(message::MAX_FILLED).collect();
+        let status = Status { adopted: self.adopted, filled, quarantined: self.clocks.is_quarantined() };
         match self.leader() {
             Some(leader) if leader == self.me => self.on_status(now, leader, status),
             Some(leader) => {
                 let peer = self.map.as_ref().and_then(|map| map.member(leader)).map(|m| m.about.peer);
                 if let Some(peer) = peer {
-                    self.send(peer, Body::Status { adopted: status.adopted, filled: status.filled }, out);
+                    let Status { adopted, filled, quarantined } = status;
+                    self.send(peer, Body::Status { adopted, filled, quarantined }, out);
                 }
             }
             None => {}
         }
+    }
+
+    /// Asks the others what their clocks say, and looks at what is known.
+    fn ask_clocks(&mut self, now: Now, out: &mut Output) {
+        let Some(map) = self.map.clone().filter(|_| self.me != NodeNo(0)) else { return };
+        for member in map.present().filter(|m| m.no != self.me && self.alive.contains(&m.no)) {
+            self.send(member.about.peer, Body::ClockAsked { sent: now.mono }, out);
+        }
+        self.look_at_clocks(now, out);
+    }
+
+    fn look_at_clocks(&mut self, now: Now, out: &mut Output) {
+        let Some(map) = &self.map else { return };
+        let found = self.clocks.look(now, &self.alive, map.present().count());
+        out.quarantined = found.say.or(out.quarantined);
+        if let Some((quarantined, ahead_ms)) = found.turned {
+            out.events.push(Event::Quarantined { quarantined, ahead_ms });
+            self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
+        }
+        for (no, ahead_ms) in found.apart {
+            if let Some(member) = map.member(no) {
+                out.events.push(Event::ClocksApart { node: member.about.id, ahead_ms });
+            }
+        }
+    }
+
+    /// Whether this node's clock is wrong, and by how many milliseconds it differs from the one of the others that differs most.
+    pub fn clock(&self) -> (bool, Millis) {
+        (self.clocks.is_quarantined(), self.clocks.offset())
     }
 
     /// Looks for the next change, if this node leads.
@@ -939,6 +1006,7 @@ impl Control {
             adopted,
             filled: filled.collect(),
             down_since: self.away_since.clone(),
+            quarantined: self.statuses.iter().filter(|(_, s)| s.quarantined).map(|(&no, _)| no).collect(),
             isolated: self.is_isolated(),
         };
         let change = self.planner.plan(now.mono, &map, &view);

@@ -45,6 +45,10 @@ struct World {
     network: BinaryHeap<Arrival>,
     events: Vec<(NodeId, Event)>,
     cut: Vec<(SocketAddr, SocketAddr)>,
+    /// By how much clocks are ahead.
+    ahead: BTreeMap<SocketAddr, i64>,
+    /// What cores were told of their node's clock.
+    quarantined: BTreeMap<SocketAddr, (bool, Millis)>,
 }
 
 const QUORUMS: Quorums = Quorums { n: 3, w: 2, r: 2 };
@@ -60,6 +64,11 @@ fn seeds() -> Start {
 impl World {
     fn clock(&self) -> Now {
         Now { mono: self.now, wall: 1_000_000 + self.now }
+    }
+
+    fn clock_of(&self, at: SocketAddr) -> Now {
+        let Now { mono, wall } = self.clock();
+        Now { mono, wall: wall.saturating_add_signed(self.ahead.get(&at).copied().unwrap_or(0)) }
     }
 
     fn start(&mut self, n: u16, boot: u64, start: Start) {
@@ -109,7 +118,10 @@ impl World {
             }
         }
         self.events.extend(out.events.drain(..).map(|event| (id, event)));
-        let now = self.clock();
+        if let Some(quarantined) = out.quarantined {
+            self.quarantined.insert(at, quarantined);
+        }
+        let now = self.clock_of(at);
         if let Some((map, me)) = out.adopt.take() {
             self.disks.get_mut(&id).unwrap().map = Some((*map).clone());
             let control = self.nodes.get_mut(&at).unwrap();
@@ -130,9 +142,9 @@ impl World {
             let timers = self.nodes.values().filter_map(Control::next_deadline).min().unwrap_or(end);
             let arrivals = self.network.peek().map_or(end, |arrival| arrival.at);
             self.now = timers.min(arrivals).max(self.now).min(end);
-            let now = self.clock();
             while self.network.peek().is_some_and(|arrival| arrival.at <= self.now) {
                 let Arrival { to, what, .. } = self.network.pop().unwrap();
+                let now = self.clock_of(to);
                 let Some(control) = self.nodes.get_mut(&to) else { continue };
                 let mut out = Output::default();
                 match what {
@@ -145,6 +157,7 @@ impl World {
             let due: Vec<_> = due.map(|(at, _)| *at).collect();
             for at in due {
                 let mut out = Output::default();
+                let now = self.clock_of(at);
                 self.nodes.get_mut(&at).unwrap().on_deadline(now, &mut out);
                 self.act(at, out);
             }
@@ -321,4 +334,60 @@ fn shards_that_move_and_shards_at_risk_are_told() {
     world.start(2, 2, seeds());
     world.start(3, 2, seeds());
     assert!(world.run_until(60_000, |world| told(world).contains(&Event::AtRisk(0))), "{:?}", world.events);
+}
+
+#[test]
+fn a_node_whose_clock_is_wrong_is_quarantined_and_orders_nothing_until_it_is_mended() {
+    for ahead in [10_000, -10_000] {
+        let mut world = World::default();
+        world.three();
+        let at = candidate(3, 0).peer;
+        let orders = |world: &World| {
+            let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
+            let no = map.life_of(NodeId(3)).unwrap().no;
+            map.placements.iter().filter(|p| p.orderer() == Some(no)).count()
+        };
+        assert!(world.run_until(20_000, |world| orders(world) > 5), "orderers are spread");
+        assert!(world.quarantined.is_empty());
+        world.ahead.insert(at, ahead);
+        assert!(world.run_until(10_000, |world| world.nodes[&at].clock().0), "it notices");
+        assert!(world.run_until(10_000, |world| orders(world) == 0), "others order");
+        world.run_until(10_000, |_| false);
+        assert_eq!(orders(&world), 0, "it is given no more");
+        let told = world.quarantined[&at];
+        assert_eq!((told.0, told.1 / 100), (true, if ahead < 0 { 99 } else { 0 }), "{told:?}");
+        let other = &world.nodes[&candidate(1, 0).peer];
+        assert_eq!((other.clock().0, other.clock().1 / 100), (false, 99));
+        let apart = |(id, event): &(NodeId, Event)| {
+            matches!(event, Event::ClocksApart { node, ahead_ms }
+                if (*id, *node) == (NodeId(1), NodeId(3)) && ahead_ms.signum() == i64::signum(ahead))
+        };
+        assert_eq!(world.events.iter().filter(|event| apart(event)).count(), 1, "told once");
+        world.ahead.clear();
+        assert!(world.run_until(10_000, |world| orders(world) > 5), "{:?}", world.nodes[&at].clock());
+        assert_eq!((world.quarantined[&at], world.quarantined.len()), ((false, 0), 1), "nobody else ever was");
+        let turns: Vec<bool> = world
+            .events
+            .iter()
+            .filter_map(|(id, event)| match event {
+                Event::Quarantined { quarantined, .. } if *id == NodeId(3) => Some(*quarantined),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(turns, [true, false]);
+    }
+}
+
+#[test]
+fn of_two_nodes_whose_clocks_differ_nobody_knows_who_is_wrong() {
+    let mut world = World::default();
+    world.start(1, 1, founder());
+    world.start(2, 1, seeds());
+    world.ahead.insert(candidate(2, 0).peer, 3_600_000);
+    let told = |world: &World, no| {
+        world.events.iter().any(|(id, event)| *id == NodeId(no) && matches!(event, Event::ClocksApart { .. }))
+    };
+    assert!(world.run_until(60_000, |world| world.at_rest(2, 2)));
+    assert!(world.run_until(10_000, |world| told(world, 1) && told(world, 2)), "both say so");
+    assert!(world.quarantined.is_empty());
 }

@@ -173,3 +173,46 @@ fn a_version_that_was_sent_twice_and_refused_may_be_there() {
     }
     assert!(matches!(node.outcome(), Some(Outcome::Unknown { .. })));
 }
+
+#[test]
+fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
+    let mut node = Node::new();
+    let wall = node.now.wall;
+    node.shards.set_quarantined(&mut node.store, true, 60_000);
+    node.set(b"k", b"v");
+    assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
+    let hash = node.locate(b"k");
+    node.shards.delete(node.now, &mut node.store, TOKEN, (hash, b"k"), Level::Quorum, &mut node.out);
+    assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
+    let change = Changed { hash, key: (*b"k").into(), value: None, expires_at: 0, version: None };
+    node.shards.commit(node.now, &mut node.store, TOKEN, vec![change], Level::Quorum, false, &mut node.out);
+    assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
+    assert!(node.writes().is_empty());
+    let ordered = (0..).map(|n: u32| node.locate(n.to_string().as_bytes()));
+    let placement = |hash| node.shards.view().placement_of(hash).orderer();
+    let own = ordered.clone().find(|&hash| placement(hash) == Some(NodeNo(1))).unwrap();
+    assert!(matches!(node.shards.orderer(own), Err(Failure::NoOrderer { .. })));
+    let shard = node.shards.view().shard(own);
+    let epoch = node.shards.view().map.placement(shard).epoch;
+    let ask = Ask { op: 1, shard, epoch, left_ms: 1000 };
+    node.hear(NodeNo(2), &Message::Order(ask, own, b"request"));
+    assert!(node.shards.take_orders().is_empty());
+    // Its clock is a minute behind: what others write now is ahead of it by as much.
+    for (ahead, stored) in [(60_400, true), (70_000, false)] {
+        let key = ahead.to_string().into_bytes();
+        let hash = node.locate(&key);
+        let version = Version { hlc: gridkv_engine::hlc::Hlc::at(wall + ahead), node: 2 };
+        let entry = Entry { key: &key, value: b"v", version, expires_at: 0, tombstone: false };
+        let shard = node.shards.view().shard(hash);
+        let ask = Ask { op: 1, shard, epoch: node.shards.view().map.placement(shard).epoch, left_ms: 1000 };
+        node.hear(NodeNo(2), &Message::Write(ask, Stored { hash, entry }));
+        assert_eq!(node.store.raw(hash, &key).is_some(), stored);
+    }
+    node.out.clear_sends();
+    node.shards.read(node.now, &mut node.store, TOKEN, (hash, b"k"), Level::One, &mut node.out);
+    assert_eq!(node.outcome(), Some(Outcome::Found(None)));
+    node.shards.set_quarantined(&mut node.store, false, 0);
+    node.set(b"k", b"v");
+    assert_eq!(node.writes().len(), 2);
+    assert!(node.shards.orderer(own).is_ok());
+}

@@ -7,7 +7,7 @@
 //! ```text
 //!   voters ─▶ nodes that are lost ─▶ steps of shards, at most 1024 in one change:
 //!                                      stages that can be left   (filled, read new, finish, abort)
-//!                                      orderers that are down    (the next readable copy is to order)
+//!                                      orderers that are down    (the next readable copy is to order; also when its clock is wrong)
 //!                                      exchanges of copies       (planner::assign), at most 64 shards on the move
 //!                                      orderers spread evenly    (when nothing else is to do)
 //! ```
@@ -69,6 +69,8 @@ pub struct View {
     pub filled: BTreeSet<(u16, u64, NodeNo)>,
     /// Since when a life cannot be reached.
     pub down_since: BTreeMap<NodeNo, Millis>,
+    /// Lives whose clock is wrong: they order nothing, if another one can.
+    pub quarantined: BTreeSet<NodeNo>,
     /// This node cannot reach a majority: what it believes about the others means nothing.
     pub isolated: bool,
 }
@@ -264,8 +266,7 @@ fn is_dead(map: &Map, no: NodeNo) -> bool {
     let follows = |other: &Member, m: &Member| {
         other.no > m.no && (other.about.id == m.about.id || other.about.peer == m.about.peer)
     };
-    map.member(no)
-        .is_some_and(|m| m.standing == Standing::Lost && map.members.iter().any(|other| follows(other, m)))
+    map.member(no).is_some_and(|m| m.standing == Standing::Lost && map.members.iter().any(|other| follows(other, m)))
 }
 
 /// Whether a life answers nobody any more at an epoch before that one.
@@ -368,9 +369,10 @@ fn leave_stage(map: &Map, view: &View, shard: u16, placement: &Placement) -> Opt
     }
 }
 
-/// When the node that orders conditional commands is down or not complete, another one that can be read takes over.
+/// When the node that orders conditional commands is down, not complete, or has a wrong clock, another one that can be read
+/// takes over.
 fn replace_orderer(view: &View, placement: &Placement) -> Option<Transition> {
-    let can = |node: NodeNo| view.alive.contains(&node) && placement.is_readable(node);
+    let can = |node| view.alive.contains(&node) && placement.is_readable(node) && !view.quarantined.contains(&node);
     if placement.orderer().is_some_and(can) {
         return None;
     }
@@ -382,7 +384,8 @@ fn replace_orderer(view: &View, placement: &Placement) -> Option<Transition> {
 /// Evens out how many shards each node orders, when some node is more than a tenth off.
 fn spread_orderers(map: &Map, view: &View, steps: &mut BTreeMap<u16, Transition>) {
     let shares = assign::shares(map);
-    let is_open = |m: &Member| m.standing == Standing::Up && view.alive.contains(&m.no);
+    let is_open =
+        |m: &Member| m.standing == Standing::Up && view.alive.contains(&m.no) && !view.quarantined.contains(&m.no);
     let total: usize = map.members.iter().zip(&shares).filter(|(m, _)| is_open(m)).map(|(_, s)| s.ceil).sum();
     if total == 0 {
         return;

@@ -224,7 +224,8 @@ impl World {
                 filled.extend(filling.map(|no| (shard as u16, placement.epoch, no)));
             }
         }
-        View { alive, adopted: self.adopted.clone(), filled, down_since: self.down.clone(), isolated: false }
+        let (adopted, down_since) = (self.adopted.clone(), self.down.clone());
+        View { alive, adopted, filled, down_since, ..View::default() }
     }
 
     /// One change, if there is one to make. Each is held against the rules.

@@ -70,9 +70,9 @@ impl Replica {
         let shard = keyspace.shard(keyspace.locate(b"{tag}"));
         let orderer = map.placement(shard).orderer().unwrap();
         let me = map.placement(shard).replicas[1].node;
-        let view = View { me, map, alive: BTreeSet::new(), owned: 0..32, isolated: false };
+        let view = View { me, map, alive: BTreeSet::new(), owned: 0..32, isolated: false, quarantined: false };
         let hints = Hints::new(hints::Limits::default());
-        let fences = Fences::default();
+        let fences = Fences::new(&Limits::default());
         Replica { view, store, hints, fences, out: Outbox::new(), mono: 1, shard, orderer }
     }
 
@@ -102,7 +102,11 @@ impl Replica {
     }
 
     fn fence(&mut self, ask: Ask) -> Option<Answer> {
-        let (by, until) = (self.orderer, version(60_000, 0));
+        self.fence_at(ask, version(60_000, 0))
+    }
+
+    fn fence_at(&mut self, ask: Ask, until: Version) -> Option<Answer> {
+        let by = self.orderer;
         self.with(|fences, cx| _ = fences.compare(cx, by, &ask, until, true))
     }
 
@@ -201,6 +205,9 @@ fn what_comes_below_the_fence_uncompared_is_not_forgotten_and_ends_the_purge() {
 fn a_walk_ends_with_the_epoch_of_its_shard_and_a_purge_of_another_round_is_refused() {
     let mut replica = Replica::new();
     assert_eq!(replica.purge(replica.ask(1, 0)), Some(Answer::Refused(Why::BelowFloor)), "there was no fence");
+    let ahead = Version { hlc: Hlc::new(WALL + 60_000, 0), node: 0 };
+    assert_eq!(replica.fence_at(replica.ask(1, 0), ahead), Some(Answer::Refused(Why::Ahead)), "its clock is wrong");
+    assert_eq!(replica.store.tombstone_floor(replica.shard), Version::ZERO);
     assert_eq!(replica.fence(replica.ask(1, 0)), None);
     assert!(matches!(replica.walk(), Answer::Digest(_)));
     assert_eq!(replica.purge(replica.ask(2, 0)), Some(Answer::Refused(Why::BelowFloor)));

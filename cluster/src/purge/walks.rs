@@ -8,7 +8,8 @@
 //! ([`Store::below_floor`]) when the digest of the present comparison was begun. Any that comes after that was not compared:
 //! nothing is forgotten any more, and a walk that forgets ends where it is. See [`crate::purge`] for why that is enough.
 //!
-//! Walks end with the map epoch of their shard. Bounds: one walk and one fence per shard.
+//! An orderer whose clock is ahead would raise the fence above what is written now: a fence has to lie in the past by the clock
+//! of the replica, too. Walks end with the map epoch of their shard. Bounds: one walk and one fence per shard.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -84,8 +85,10 @@ pub(crate) enum Own {
 }
 
 /// The fences of the shards of one core, as a replica, and the walks through its shards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Fences {
+    /// How old a version that a peer wants to raise the fence to has to be by this node's clock.
+    min_age_ms: Millis,
     fences: BTreeMap<ShardId, Fence>,
     walks: VecDeque<Walk>,
     stepped: Option<Millis>,
@@ -95,6 +98,12 @@ pub(crate) struct Fences {
 }
 
 impl Fences {
+    pub(super) fn new(limits: &super::Limits) -> Fences {
+        // The peer keeps to the whole of it by its own clock.
+        let min_age_ms = limits.min_age_ms / 2;
+        Fences { min_age_ms, fences: BTreeMap::new(), walks: VecDeque::new(), stepped: None, steps: 0, widest: 0 }
+    }
+
     /// Begins the digest of a shard up to a version, behind the fence if that is to be raised. The end comes at once or with
     /// [`Fences::step`].
     pub(crate) fn compare(
@@ -107,6 +116,11 @@ impl Fences {
     ) -> Option<Own> {
         if self.is_at(by, ask) {
             self.still(cx, by, ask);
+            return None;
+        }
+        if until.hlc.millis() + self.min_age_ms > cx.now.wall && by != cx.view.me {
+            // A fence that lies ahead would refuse what is written now.
+            cx.out.send(&[by], Class::Answer, &Message::Refused(*ask, Why::Ahead));
             return None;
         }
         if raise && !cx.planted.has(Bug::PurgeWithoutFence) {

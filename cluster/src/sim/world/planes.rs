@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use gridkv_engine::Millis;
 use gridkv_engine::hash::ShardId;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -51,6 +52,8 @@ pub(super) enum Note {
     Adopt(usize, Arc<Map>, NodeNo),
     /// Who can be reached, for a core.
     Alive(usize, BTreeSet<NodeNo>, bool),
+    /// Its clock is wrong, or no more, and by how much it is behind.
+    Quarantined(usize, bool, Millis),
     /// A core has adopted that epoch.
     Adopted(u64),
     /// A core holds everything of that shard.
@@ -191,6 +194,10 @@ impl World {
                 }
                 return self.drain(node, core);
             }
+            Note::Quarantined(core, quarantined, behind) => {
+                let Core { shards, store, .. } = &mut self.nodes[node].cores[core];
+                return shards.set_quarantined(store, quarantined, behind);
+            }
             Note::Written => {}
         }
         self.turn(node);
@@ -258,6 +265,9 @@ impl World {
             }
             if let Some((alive, isolated)) = &out.alive {
                 self.post(node, core, Note::Alive(core, alive.clone(), *isolated));
+            }
+            if let Some((quarantined, behind)) = out.quarantined {
+                self.post(node, core, Note::Quarantined(core, quarantined, behind));
             }
         }
         for event in out.events {
