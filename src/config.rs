@@ -68,8 +68,8 @@ pub struct ClusterConfig {
     pub peer_listen: SocketAddr,
     /// The address that other nodes are told, where it is not the one that is listened on (behind NAT, or on 0.0.0.0).
     pub advertise: Option<SocketAddr>,
-    /// Peer addresses of nodes of the cluster to join, `host:port`; names are looked up at every attempt. Without any the
-    /// node founds a cluster, unless its directory remembers one.
+    /// Peer addresses of nodes of the cluster to join, `host:port`; names are looked up until the node is a member. Without any
+    /// the node founds a cluster, unless its directory remembers one.
     pub seeds: Vec<String>,
     /// Where the node stands; copies of a shard are spread over zones. Default: none.
     pub zone: String,

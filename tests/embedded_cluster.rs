@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use futures_lite::StreamExt;
 use futures_lite::future::block_on;
 use gridkv::cluster::{ClusterEvent, ClusterView};
-use gridkv::{Builder, Error, GridKv, Level, SetOptions};
+use gridkv::config::ClusterConfig;
+use gridkv::{Builder, Config, Error, GridKv, Level, SetOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -166,5 +167,70 @@ fn a_node_that_leaves_is_noticed_and_quorums_go_on_without_it() {
         }
         let write = nodes[0].set("kept", "never").await.unwrap_err();
         assert!(write.to_string().starts_with("CLUSTERDOWN"), "{write}");
+    });
+}
+
+#[test]
+fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
+    // Two copies on three nodes: who loses one of them has the last one, until a third node has another.
+    let start = |seeds: Vec<String>| {
+        let cluster = ClusterConfig {
+            peer_listen: "127.0.0.1:0".parse().unwrap(),
+            seeds,
+            replicas: 2,
+            write_quorum: 2,
+            read_quorum: 1,
+            replace_after: Duration::from_secs(1),
+            ..ClusterConfig::default()
+        };
+        let http = Some("127.0.0.1:0".parse().unwrap());
+        let config = Config { cluster: Some(cluster), listen: None, http, ..Config::default() };
+        Builder::from_config(config).cores("1").unwrap().shards(32).unwrap().start().unwrap()
+    };
+    let first = start(Vec::new());
+    // A seed that has no address is no reason to end: another one has.
+    let seeds = || vec!["no-such-host.invalid:7380".to_owned(), first.peer_addr().unwrap().to_string()];
+    let mut events = first.cluster_events();
+    let (second, third) = (start(seeds()), start(seeds()));
+    for node in [&first, &second, &third] {
+        wait_for("two copies everywhere", || {
+            let view = status(node);
+            (full(&view, 2) && view.alive.len() == 3, view.map.epoch)
+        });
+    }
+    let at_risk = |node: &GridKv| metric(&cluster_metrics(node), "gridkv_cluster_shards_at_risk");
+    assert_eq!(at_risk(&first), 0);
+    let third_no = status(&third).me;
+    let held = status(&first).map.placements.iter().filter(|p| p.replicas.iter().any(|r| r.node == third_no)).count();
+    block_on(async {
+        first.set("kept", "yes").await.unwrap();
+        third.close().await.unwrap();
+        // What was told while the cluster grew comes first: copies were added, and moved to the third node.
+        let (mut added, mut to_third) = (0, 0);
+        let worst = loop {
+            match events.next().await.expect("the node runs") {
+                ClusterEvent::Moved { copies, .. } => {
+                    added += copies.iter().filter(|copy| copy.from.is_none()).count();
+                    to_third += copies.iter().filter(|copy| copy.to == Some(third_no)).count();
+                }
+                ClusterEvent::AtRisk(shards) => break shards,
+                _ => {}
+            }
+        };
+        assert_eq!((added, worst), (32, held), "one more copy of each shard; those on the third are the last ones");
+        assert!(to_third >= held && held > 0, "{to_third} {held}");
+        let mut back = 0;
+        loop {
+            match events.next().await.expect("the node runs") {
+                ClusterEvent::Moved { copies, .. } => back += copies.iter().filter(|copy| copy.to.is_some()).count(),
+                ClusterEvent::AtRisk(shards) => {
+                    assert_eq!(shards, 0, "it only gets better");
+                    break;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!((back, at_risk(&first)), (held, 0));
+        assert_eq!(first.get("kept").await.unwrap().unwrap(), "yes");
     });
 }

@@ -119,8 +119,7 @@ pub(crate) fn run(request: &Request) -> Result<String, Refusal> {
     let mut answer = ask(&words)?;
     if request.word == REPAIR {
         let mut shown = Progress::default();
-        loop {
-            let Answer::Text(text) = &answer else { break };
+        while let Answer::Text(text) = &answer {
             let value: Value = serde_json::from_str(text).unwrap_or_default();
             shown.show(&value);
             if value["running"] != Value::Bool(true) {

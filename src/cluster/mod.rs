@@ -20,6 +20,7 @@ mod directory;
 pub(crate) mod metrics;
 pub(crate) mod plane;
 pub(crate) mod requests;
+mod seeds;
 pub(crate) mod start;
 pub(crate) mod view;
 

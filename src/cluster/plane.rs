@@ -23,6 +23,7 @@ use gridkv_net::peer::{Links, Priority};
 
 use super::directory::DiskThread;
 use super::metrics::Gossiped;
+use super::seeds::Seeds;
 use super::{CONTROL, ClusterView, post, prefix};
 use crate::cores::CoreRc;
 use crate::handle::unix_ms;
@@ -39,6 +40,7 @@ pub(crate) const EVENTS: usize = 1024;
 /// What a node starts its control plane with.
 pub(crate) struct Opening {
     pub(crate) settings: Settings,
+    pub(crate) seeds: Seeds,
     pub(crate) remembered: Remembered,
     pub(crate) disk: DiskThread,
     pub(crate) seed: u64,
@@ -51,6 +53,7 @@ pub(crate) struct Opening {
 /// The control plane, driven.
 pub(crate) struct Plane {
     control: Control,
+    seeds: Seeds,
     started: Instant,
     gossip: Gossip,
     disk: DiskThread,
@@ -90,6 +93,7 @@ impl Plane {
     pub(crate) fn new(opening: Opening, gossip: Gossip) -> Plane {
         Plane {
             control: Control::new(opening.settings, opening.remembered, opening.seed),
+            seeds: opening.seeds,
             started: Instant::now(),
             gossip,
             disk: opening.disk,
@@ -178,6 +182,9 @@ pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
             let now = plane.now();
             while let Some(bytes) = plane.own.pop_front() {
                 plane.control.on_message(now, &bytes, &mut plane.out);
+            }
+            if look && let Some(addresses) = plane.seeds.turn(now.mono, plane.control.me() == NodeNo(0)) {
+                plane.control.set_seeds(now, addresses);
             }
             if plane.control.next_deadline().is_some_and(|at| at <= now.mono) {
                 plane.control.on_deadline(now, &mut plane.out);

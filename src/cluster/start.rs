@@ -1,6 +1,6 @@
 //! Before the cores of a clustered node start: who it is, what it remembers, whom it asks.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use gridkv_cluster::control::{Event, Start};
@@ -11,6 +11,7 @@ use gridkv_net::peer::Identity;
 
 use super::directory::Directory;
 use super::plane::{self, EVENTS, Opening};
+use super::seeds::Seeds;
 use crate::config::Config;
 use crate::handle::unix_ms;
 use crate::{ConfigError, Error, StartError, platform};
@@ -65,11 +66,12 @@ pub(crate) fn prepare(
         let text = format!("its directory belongs to a cluster with {} shards, not {shards}", map.placements.len());
         return Err(StartError::Cluster { why: text }.into());
     }
+    let seeds = Seeds::look_up(&cluster.seeds);
     let start = if cluster.seeds.is_empty() {
         let quorums = Quorums { n: cluster.replicas, w: cluster.write_quorum, r: cluster.read_quorum };
         Start::Found { cluster: platform::random_seed().max(1), seed, shards, quorums }
     } else {
-        Start::Join(resolve(&cluster.seeds)?)
+        Start::Join(seeds.addresses())
     };
     // Clients of other nodes are told this address; behind an advertised address it is on that host.
     let client = client.unwrap_or_else(|| SocketAddr::new(advertised.ip(), 0));
@@ -97,6 +99,7 @@ pub(crate) fn prepare(
     let (events_to, events) = flume::bounded(EVENTS);
     let opening = Opening {
         settings: plane::settings(cluster, start, shards, about),
+        seeds,
         remembered,
         disk: opened.disk,
         seed: platform::random_seed(),
@@ -104,26 +107,6 @@ pub(crate) fn prepare(
         events: events_to,
     };
     Ok(Some(Prepared { identity, peer, opening, seed: remembered_seed, verdict, events }))
-}
-
-/// The addresses of the seeds. One that cannot be looked up now is left out, if another can.
-fn resolve(seeds: &[String]) -> Result<Vec<SocketAddr>, Error> {
-    let mut found = Vec::new();
-    let mut failed = Vec::new();
-    for seed in seeds {
-        match seed.to_socket_addrs() {
-            Ok(addresses) => found.extend(addresses),
-            Err(error) => failed.push(format!("{seed}: {error}")),
-        }
-    }
-    if found.is_empty() {
-        let text = format!("no seed has an address ({})", failed.join("; "));
-        return Err(ConfigError::new("seeds", text)
-            .with_hint("a seed is host:port, the --peer-listen of a running node")
-            .into());
-    }
-    failed.iter().for_each(|text| tracing::warn!(seed = text, "a seed has no address; the others are asked"));
-    Ok(found)
 }
 
 /// Waits until the node is a member of its cluster.
@@ -134,8 +117,10 @@ pub(crate) fn admission(verdict: &flume::Receiver<Result<(), Error>>) -> Result<
     match verdict.recv_timeout(ADMISSION) {
         Ok(verdict) => verdict,
         Err(flume::RecvTimeoutError::Timeout) => {
-            let why =
-                format!("nobody admitted it within {} s: no seed answers, or too few voters do", ADMISSION.as_secs());
+            let why = format!(
+                "nobody admitted it within {} s: no seed answers or has an address (see the log), or too few voters answer",
+                ADMISSION.as_secs()
+            );
             Err(StartError::Cluster { why }.into())
         }
         Err(flume::RecvTimeoutError::Disconnected) => {
