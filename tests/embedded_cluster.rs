@@ -192,16 +192,18 @@ fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
     let seeds = || vec!["no-such-host.invalid:7380".to_owned(), first.peer_addr().unwrap().to_string()];
     let mut events = first.cluster_events();
     let (second, third) = (start(seeds()), start(seeds()));
+    let held = |view: &ClusterView, no| {
+        view.map.placements.iter().filter(|placement| placement.replicas.iter().any(|r| r.node == no)).count()
+    };
     for node in [&first, &second, &third] {
-        wait_for("two copies everywhere", || {
-            let view = status(node);
-            (full(&view, 2) && view.alive.len() == 3, view.map.epoch)
+        wait_for("two copies everywhere, a third of them on the third node", || {
+            let (view, third) = (status(node), status(&third).me);
+            (full(&view, 2) && view.alive.len() == 3 && held(&view, third) >= 16, view.map.epoch)
         });
     }
     let at_risk = |node: &GridKv| metric(&cluster_metrics(node), "gridkv_cluster_shards_at_risk");
     assert_eq!(at_risk(&first), 0);
     let third_no = status(&third).me;
-    let held = status(&first).map.placements.iter().filter(|p| p.replicas.iter().any(|r| r.node == third_no)).count();
     block_on(async {
         first.set("kept", "yes").await.unwrap();
         third.close().await.unwrap();
@@ -217,8 +219,11 @@ fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
                 _ => {}
             }
         };
-        assert_eq!((added, worst), (32, held), "one more copy of each shard; those on the third are the last ones");
-        assert!(to_third >= held && held > 0, "{to_third} {held}");
+        assert_eq!(added, 32, "one more copy of each shard");
+        assert!(
+            worst >= 16 && to_third >= worst,
+            "{worst} shards had their other copy on the third, {to_third} went there"
+        );
         let mut back = 0;
         loop {
             match events.next().await.expect("the node runs") {
@@ -230,7 +235,8 @@ fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
                 _ => {}
             }
         }
-        assert_eq!((back, at_risk(&first)), (held, 0));
+        assert!(back >= worst, "{back} of {worst}");
+        assert_eq!(at_risk(&first), 0);
         assert_eq!(first.get("kept").await.unwrap().unwrap(), "yes");
     });
 }
