@@ -46,9 +46,9 @@ pub enum Outcome {
     Deleted(bool),
     /// What a read found.
     Found(Option<Value>),
-    /// What a quorum holds under the keys of [`crate::shards::Shards::prepare`], in their order.
+    /// What a quorum holds under the keys of [`crate::shards::Operation::Prepare`], in their order.
     Ready(Vec<Found>),
-    /// Everything of [`crate::shards::Shards::commit`] is on a quorum.
+    /// Everything of [`crate::shards::Operation::Commit`] is on a quorum.
     Committed,
     /// What the orderer answered to a forwarded request.
     Ordered(Vec<u8>),

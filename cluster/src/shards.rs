@@ -97,6 +97,65 @@ pub struct OrderRequest {
     pub request: Vec<u8>,
 }
 
+/// What a client wants of the shards; each ends as one [`Outcome`].
+#[derive(Debug)]
+pub enum Operation<'a> {
+    /// An entry is written; `None` deletes it without looking. Ends as [`Outcome::Written`].
+    Write {
+        /// Its hash and its key.
+        key: (KeyHash, &'a [u8]),
+        /// Its value.
+        value: Option<&'a [u8]>,
+        /// When it expires, in unix milliseconds; 0 = never.
+        expires_at: Millis,
+        /// On how many replicas.
+        level: Level,
+    },
+    /// A key is read. Ends as [`Outcome::Found`].
+    Read {
+        /// Its hash and the key.
+        key: (KeyHash, &'a [u8]),
+        /// From how many replicas.
+        level: Level,
+    },
+    /// A key is deleted if it is there. Ends as [`Outcome::Deleted`].
+    Delete {
+        /// Its hash and the key.
+        key: (KeyHash, &'a [u8]),
+        /// On how many replicas.
+        level: Level,
+    },
+    /// Keys are read at quorum, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the
+    /// driver runs the command at once, on [`Shards::freshest`] of what was found, and begins a [`Operation::Commit`] with
+    /// what it changed.
+    ///
+    /// A command whose outcome depends on what it finds runs at the [`Shards::orderer`] of its shard, else two of them may
+    /// both find the same.
+    Prepare {
+        /// Their hashes and the keys.
+        keys: &'a [(KeyHash, &'a [u8])],
+    },
+    /// What a command changed is written. Ends as [`Outcome::Committed`].
+    Commit {
+        /// The keys and what they hold now.
+        changes: Vec<Changed>,
+        /// On how many replicas.
+        level: Level,
+        /// What such a command wrote is acknowledged in the shard epoch in which it ran, or not at all: in a later one
+        /// another orderer may not have seen it.
+        ordered: bool,
+    },
+    /// A request goes to the orderer of its shard. Ends as [`Outcome::Ordered`].
+    Forward {
+        /// Hash of its first key.
+        hash: KeyHash,
+        /// What to run there.
+        request: &'a [u8],
+        /// The orderer.
+        to: NodeNo,
+    },
+}
+
 /// Bounds of a core's machines.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
@@ -215,49 +274,28 @@ impl Shards {
         self.fill.filled()
     }
 
-    /// Writes an entry; `None` deletes it without looking. Ends as [`Outcome::Written`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn write(
-        &mut self,
-        now: Now,
-        store: &mut Store,
-        token: u64,
-        key: (KeyHash, &[u8]),
-        value: Option<&[u8]>,
-        expires_at: Millis,
-        level: Level,
-        out: &mut Outbox,
-    ) {
+    /// Begins an operation. It ends under its `token` in [`Outbox::take_done`], perhaps at once.
+    pub fn begin(&mut self, now: Now, store: &mut Store, token: u64, operation: Operation<'_>, out: &mut Outbox) {
+        if let Operation::Commit { changes, ordered: true, .. } = &operation
+            && let Some(Changed { hash, .. }) = changes.first()
+            && self.orderer(*hash) != Ok(self.view.me)
+        {
+            // The map has changed while its keys were read. Nothing was written.
+            return out.fail(token, Failure::NoOrderer { shard: self.view.shard(*hash).0 });
+        }
         let cx = &mut lend!(self, now, store, out);
-        self.coordinator.write(cx, token, key, value, expires_at, level);
-    }
-
-    /// Reads a key. Ends as [`Outcome::Found`].
-    pub fn read(
-        &mut self,
-        now: Now,
-        store: &mut Store,
-        token: u64,
-        (hash, key): (KeyHash, &[u8]),
-        level: Level,
-        out: &mut Outbox,
-    ) {
-        let cx = &mut lend!(self, now, store, out);
-        self.coordinator.read(cx, token, hash, key, level);
-    }
-
-    /// Deletes a key. Ends as [`Outcome::Deleted`].
-    pub fn delete(
-        &mut self,
-        now: Now,
-        store: &mut Store,
-        token: u64,
-        (hash, key): (KeyHash, &[u8]),
-        level: Level,
-        out: &mut Outbox,
-    ) {
-        let cx = &mut lend!(self, now, store, out);
-        self.coordinator.delete(cx, token, hash, key, level);
+        match operation {
+            Operation::Write { key, value, expires_at, level } => {
+                self.coordinator.write(cx, token, key, value, expires_at, level);
+            }
+            Operation::Read { key: (hash, key), level } => self.coordinator.read(cx, token, hash, key, level),
+            Operation::Delete { key: (hash, key), level } => self.coordinator.delete(cx, token, hash, key, level),
+            Operation::Prepare { keys } => self.coordinator.prepare(cx, token, keys),
+            Operation::Commit { changes, level, ordered } => {
+                self.coordinator.commit(cx, token, changes, level, ordered)
+            }
+            Operation::Forward { hash, request, to } => self.coordinator.forward(cx, token, hash, request, to),
+        }
     }
 
     /// Who orders the commands of this hash's shard.
@@ -271,17 +309,6 @@ impl Shards {
         orderer.filter(|&no| can(no)).ok_or(Failure::NoOrderer { shard })
     }
 
-    /// Reads keys at quorum, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the
-    /// driver runs the command at once, on [`Shards::freshest`] of what was found, and calls [`Shards::commit`] with
-    /// what it changed.
-    ///
-    /// A command whose outcome depends on what it finds runs at the [`Shards::orderer`] of its shard, else two of them may
-    /// both find the same.
-    pub fn prepare(&mut self, now: Now, store: &mut Store, token: u64, keys: &[(KeyHash, &[u8])], out: &mut Outbox) {
-        let cx = &mut lend!(self, now, store, out);
-        self.coordinator.prepare(cx, token, keys);
-    }
-
     /// Replaces what was found by what this core's store has meanwhile, where that is newer: an ordered command sees all that
     /// ran before it.
     pub fn freshest(&self, now: Now, store: &mut Store, found: &mut [Found]) {
@@ -292,47 +319,6 @@ impl Shards {
             let Entry { value: bytes, version, expires_at, .. } = entry;
             *value = live.then(|| Value { bytes: bytes.to_vec(), version, expires_at });
         }
-    }
-
-    /// Writes what a command changed. Ends as [`Outcome::Committed`].
-    ///
-    /// What an `ordered` command wrote is acknowledged in the shard epoch in which it ran, or not at all: in a later one
-    /// another orderer may not have seen it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn commit(
-        &mut self,
-        now: Now,
-        store: &mut Store,
-        token: u64,
-        changes: Vec<Changed>,
-        level: Level,
-        ordered: bool,
-        out: &mut Outbox,
-    ) {
-        let orderer = changes.first().map(|change| self.orderer(change.hash));
-        if ordered && orderer.is_some_and(|orderer| orderer != Ok(self.view.me)) {
-            // The map has changed while its keys were read. Nothing was written.
-            let shard = changes.first().map_or(0, |change| self.view.shard(change.hash).0);
-            return out.fail(token, Failure::NoOrderer { shard });
-        }
-        let cx = &mut lend!(self, now, store, out);
-        self.coordinator.commit(cx, token, changes, level, ordered);
-    }
-
-    /// Sends a request to the orderer of its shard. Ends as [`Outcome::Ordered`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn forward(
-        &mut self,
-        now: Now,
-        store: &mut Store,
-        token: u64,
-        hash: KeyHash,
-        request: &[u8],
-        to: NodeNo,
-        out: &mut Outbox,
-    ) {
-        let cx = &mut lend!(self, now, store, out);
-        self.coordinator.forward(cx, token, hash, request, to);
     }
 
     /// Requests that peers want this core to run as an orderer; each must be answered with [`Shards::answer_order`].

@@ -21,7 +21,7 @@ use futures_channel::oneshot;
 use gridkv_cluster::ids::{NodeNo, Now};
 use gridkv_cluster::outbox::{Changed, Failure, Found, Outbox, Outcome};
 use gridkv_cluster::quorum::Level;
-use gridkv_cluster::shards::Shards;
+use gridkv_cluster::shards::{Operation, Shards};
 use gridkv_cluster::wire::{Ask, Why};
 use gridkv_engine::Millis;
 use gridkv_engine::command::{self, CommandId, Flags, Spec};
@@ -158,6 +158,12 @@ pub(crate) struct Lent<'a> {
     pub(crate) out: &'a mut Outbox,
 }
 
+impl Lent<'_> {
+    fn start(&mut self, token: u64, operation: Operation<'_>) {
+        self.shards.begin(self.now, self.store, token, operation, self.out);
+    }
+}
+
 /// The requests of one core.
 pub(crate) struct Requests {
     requests: Slab<Request>,
@@ -233,23 +239,23 @@ impl Requests {
             Kind::Get => {
                 lent.metrics.record_gets(1);
                 let token = u64::from(self.requests.insert(request(Stage::Get, &[])));
-                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), level, lent.out);
+                lent.start(token, Operation::Read { key: (hash, frame.payload), level });
             }
             Kind::Set => {
                 lent.metrics.record_sets(1);
                 let Ok((key, value)) = frame.key_value() else { return Err(origin) };
                 let token = u64::from(self.requests.insert(request(Stage::Set, &[])));
                 let expires_at = frame.head.aux as u64;
-                lent.shards.write(lent.now, lent.store, token, (hash, key), Some(value), expires_at, level, lent.out);
+                lent.start(token, Operation::Write { key: (hash, key), value: Some(value), expires_at, level });
             }
             Kind::Delete => {
                 lent.metrics.record_deletes(1);
                 let token = u64::from(self.requests.insert(request(Stage::Delete, &[])));
-                lent.shards.delete(lent.now, lent.store, token, (hash, frame.payload), level, lent.out);
+                lent.start(token, Operation::Delete { key: (hash, frame.payload), level });
             }
             Kind::Version => {
                 let token = u64::from(self.requests.insert(request(Stage::Version, &[])));
-                lent.shards.read(lent.now, lent.store, token, (hash, frame.payload), Level::Quorum, lent.out);
+                lent.start(token, Operation::Read { key: (hash, frame.payload), level: Level::Quorum });
             }
             Kind::Command | Kind::Exec => {
                 if frame.kind == Kind::Command
@@ -292,7 +298,7 @@ impl Requests {
                     Class::Ordered => lent.shards.orderer(KeyHash(head.hash)).map(Some),
                     _ => Ok(None),
                 };
-                let (now, number) = (lent.now, u64::from(token));
+                let number = u64::from(token);
                 match orderer {
                     Err(failure) => {
                         if let Some(request) = self.requests.get(token) {
@@ -307,7 +313,7 @@ impl Requests {
                             request.stage = Stage::Forwarded;
                         }
                         let hash = KeyHash(head.hash);
-                        lent.shards.forward(now, lent.store, number, hash, batch.bytes(), orderer, lent.out);
+                        lent.start(number, Operation::Forward { hash, request: batch.bytes(), to: orderer });
                     }
                     _ if class == Class::Blind => {
                         let nothing = |&(hash, key): &(KeyHash, &[u8])| Found {
@@ -321,7 +327,7 @@ impl Requests {
                         self.requests.get(token).expect("begun above").payload = payload;
                         return self.execute(lent, token, nothing);
                     }
-                    _ => lent.shards.prepare(now, lent.store, number, &keys, lent.out),
+                    _ => lent.start(number, Operation::Prepare { keys: &keys }),
                 }
             }
         }
@@ -391,7 +397,7 @@ impl Requests {
             Level::One | Level::Exactly(_) if ordered => Level::Quorum,
             level => level,
         };
-        lent.shards.commit(lent.now, lent.store, u64::from(token), changes, level, ordered, lent.out);
+        lent.start(u64::from(token), Operation::Commit { changes, level, ordered });
     }
 
     /// Empties the scratch store.

@@ -13,7 +13,7 @@ use crate::map::testing::{candidate, step_all, three};
 use crate::map::{Change, Map, Transition};
 use crate::outbox::Outbox;
 use crate::planted::Planted;
-use crate::shards::{Limits, Shards};
+use crate::shards::{Limits, Operation, Shards};
 
 const TOKEN: u64 = 7;
 
@@ -57,7 +57,8 @@ impl Node {
     fn set(&mut self, key: &[u8], value: &[u8]) {
         let hash = self.locate(key);
         let place = (hash, key);
-        self.shards.write(self.now, &mut self.store, TOKEN, place, Some(value), 0, Level::Quorum, &mut self.out);
+        let write = Operation::Write { key: place, value: Some(value), expires_at: 0, level: Level::Quorum };
+        self.shards.begin(self.now, &mut self.store, TOKEN, write, &mut self.out);
     }
 
     /// Writes that were sent, by receiver, with what an answer to them names.
@@ -182,10 +183,12 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
     node.set(b"k", b"v");
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     let hash = node.locate(b"k");
-    node.shards.delete(node.now, &mut node.store, TOKEN, (hash, b"k"), Level::Quorum, &mut node.out);
+    let delete = Operation::Delete { key: (hash, b"k"), level: Level::Quorum };
+    node.shards.begin(node.now, &mut node.store, TOKEN, delete, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     let change = Changed { hash, key: (*b"k").into(), value: None, expires_at: 0, version: None };
-    node.shards.commit(node.now, &mut node.store, TOKEN, vec![change], Level::Quorum, false, &mut node.out);
+    let commit = Operation::Commit { changes: vec![change], level: Level::Quorum, ordered: false };
+    node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     assert!(node.writes().is_empty());
     let ordered = (0..).map(|n: u32| node.locate(n.to_string().as_bytes()));
@@ -209,7 +212,8 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
         assert_eq!(node.store.raw(hash, &key).is_some(), stored);
     }
     node.out.clear_sends();
-    node.shards.read(node.now, &mut node.store, TOKEN, (hash, b"k"), Level::One, &mut node.out);
+    let read = Operation::Read { key: (hash, b"k"), level: Level::One };
+    node.shards.begin(node.now, &mut node.store, TOKEN, read, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Found(None)));
     node.shards.set_quarantined(&mut node.store, false, 0);
     node.set(b"k", b"v");

@@ -36,6 +36,7 @@ use crate::outbox::{Changed, Failure, Found, Outcome};
 use crate::planner::Settings;
 use crate::planted::{Bug, Planted};
 use crate::quorum::Level;
+use crate::shards::Operation;
 use crate::wire::{Message, Why};
 
 /// The observer that is no node: who decides on the map.
@@ -587,7 +588,8 @@ impl World {
                 Ok(no) => {
                     let token = state.token(Pending::Forwarded(op));
                     let Core { shards, store, out, .. } = &mut state.cores[core];
-                    shards.forward(now, store, token, hash, &key.to_le_bytes(), no, out);
+                    let forward = Operation::Forward { hash, request: &key.to_le_bytes(), to: no };
+                    shards.begin(now, store, token, forward, out);
                 }
                 Err(_) => return self.end(op, Came::Failed),
             }
@@ -595,16 +597,18 @@ impl World {
         }
         let token = state.token(Pending::Plain(op));
         let Core { shards, store, out, .. } = &mut state.cores[core];
-        let place = (hash, &name[..]);
-        match asked {
+        let bytes;
+        let key = (hash, &name[..]);
+        let operation = match asked {
             Asked::Set { value, expires_at } => {
-                let bytes = bytes_of(value, self.options.value_bytes);
-                shards.write(now, store, token, place, Some(&bytes), expires_at, level, out);
+                bytes = bytes_of(value, self.options.value_bytes);
+                Operation::Write { key, value: Some(&bytes), expires_at, level }
             }
-            Asked::Erase => shards.write(now, store, token, place, None, 0, level, out),
-            Asked::Delete => shards.delete(now, store, token, place, level, out),
-            Asked::Get | Asked::Count => shards.read(now, store, token, place, level, out),
-        }
+            Asked::Erase => Operation::Write { key, value: None, expires_at: 0, level },
+            Asked::Delete => Operation::Delete { key, level },
+            Asked::Get | Asked::Count => Operation::Read { key, level },
+        };
+        shards.begin(now, store, token, operation, out);
         self.drain(node, core);
     }
 
@@ -616,7 +620,7 @@ impl World {
         let token = state.token(Pending::Prepare(asker));
         let Core { shards, store, out, .. } = &mut state.cores[core];
         let hash = store.locate(&name);
-        shards.prepare(now, store, token, &[(hash, &name)], out);
+        shards.begin(now, store, token, Operation::Prepare { keys: &[(hash, &name)] }, out);
     }
 
     /// Runs a command on what was found for it, and has its change stored.
@@ -638,7 +642,8 @@ impl World {
         let token = state.token(Pending::Commit(asker, count));
         let changed = Changed { hash, key, value: Some(count.to_le_bytes().to_vec()), expires_at: 0, version };
         let Core { shards, store, out, .. } = &mut state.cores[core];
-        shards.commit(now, store, token, vec![changed], Level::Quorum, true, out);
+        let commit = Operation::Commit { changes: vec![changed], level: Level::Quorum, ordered: true };
+        shards.begin(now, store, token, commit, out);
         self.trace.note(time, node, Some(shard), || format!("run count -> {count}"));
         true
     }

@@ -17,7 +17,7 @@ use crate::map::{Change, Map, Transition};
 use crate::outbox::{Outbox, Outcome};
 use crate::planted::{Bug, Planted};
 use crate::quorum::Level;
-use crate::shards::{Limits, Shards};
+use crate::shards::{Limits, Operation, Shards};
 use crate::wire::Message;
 
 struct Node {
@@ -211,7 +211,8 @@ impl World {
         let hash = self.keyspace().locate(key.as_bytes());
         self.input(NodeNo(at), |node, now, out| {
             let key = (hash, key.as_bytes());
-            node.shards.write(now, &mut node.store, token, key, value, 0, Level::Quorum, out);
+            let write = Operation::Write { key, value, expires_at: 0, level: Level::Quorum };
+            node.shards.begin(now, &mut node.store, token, write, out);
         });
     }
 
