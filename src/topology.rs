@@ -8,8 +8,8 @@
 //! ```
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures_channel::oneshot;
 use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount, ShardId};
@@ -104,7 +104,14 @@ impl Topology {
             .flat_map(|core| shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16)))
             .collect();
         let seed = AtomicU64::new(keyspace.seed);
-        Topology { shards: keyspace.shards, seed, owners, links, stop: AtomicBool::new(false), failure: OnceLock::new() }
+        Topology {
+            shards: keyspace.shards,
+            seed,
+            owners,
+            links,
+            stop: AtomicBool::new(false),
+            failure: OnceLock::new(),
+        }
     }
 
     /// How keys map to shards.
