@@ -391,3 +391,31 @@ fn of_two_nodes_whose_clocks_differ_nobody_knows_who_is_wrong() {
     assert!(world.run_until(10_000, |world| told(world, 1) && told(world, 2)), "both say so");
     assert!(world.quarantined.is_empty());
 }
+
+#[test]
+fn a_machine_that_was_replaced_has_no_vote() {
+    let mut world = World::default();
+    world.three();
+    // Another node at the address of node 2 that knows nothing: it is asked for the promises of its predecessor.
+    let at = candidate(2, 0).peer;
+    let about = Candidate { id: NodeId(22), ..candidate(2, 9) };
+    let settings = Settings {
+        start: seeds(),
+        shards: 32,
+        about,
+        membership: membership::Settings::default(),
+        planner: planner::Settings::default(),
+    };
+    let mut newcomer = Control::new(settings, Remembered::default(), 5);
+    let asks = &world.nodes[&candidate(1, 0).peer];
+    let seat = asks.map().unwrap().life_of(NodeId(2)).unwrap().seat;
+    let ballot = register::Ballot { counter: 99, node: NodeNo(1), boot: 1 };
+    let body = Body::Register { to: seat, from: NodeNo(1), message: RegisterMessage::Prepare { ballot } };
+    let bytes = asks.envelope(body);
+    let (now, mut out) = (world.clock(), Output::default());
+    newcomer.on_message(now, &bytes, &mut out);
+    assert!(out.disk.is_empty(), "it promises nothing");
+    // Whoever has the seat answers.
+    world.nodes.get_mut(&at).unwrap().on_message(now, &bytes, &mut out);
+    assert!(out.disk.iter().any(|step| step.voter.is_some() && step.then.is_some()));
+}

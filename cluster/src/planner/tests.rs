@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::assign::{assign, shares};
 use super::*;
+use crate::ids::NodeId;
 use crate::map::testing::{candidate, three};
 use crate::map::{Candidate, Replica};
 use crate::quorum::Quorums;
@@ -551,4 +552,15 @@ fn a_copy_that_another_is_filled_from_is_not_given_up() {
     back.rest();
     assert!(back.map.member(NodeNo(1)).is_none_or(|m| m.standing == Standing::Lost));
     assert!(back.map.placements.iter().all(|p| p.losses == 0 && p.replicas.iter().all(|r| !r.filling)));
+}
+
+/// A machine that was replaced never comes back under its own id; the one at its address is the proof that it is over.
+#[test]
+fn a_life_is_over_when_another_node_has_its_address() {
+    let map = three();
+    let lost = map.apply(&Change::Lose(NodeNo(2))).unwrap();
+    assert!(!is_dead(&lost, NodeNo(2)), "given up, and perhaps still running");
+    let successor = Candidate { id: NodeId(99), ..candidate(2, 1) };
+    let map = map.apply(&Change::Admit(successor)).unwrap();
+    assert!(is_dead(&map, NodeNo(2)) && !is_dead(&map, NodeNo(4)));
 }

@@ -285,6 +285,9 @@ impl Options {
     /// The same world with control planes in place of the authority.
     #[must_use]
     pub fn with_planes(mut self) -> Options {
+        if self.control == Control::Planes {
+            return self;
+        }
         let r = &mut Random::new(self.seed, PLANES + 1);
         self.control = Control::Planes;
         self.gossip = Gossip {
