@@ -12,6 +12,8 @@
 //! whole, agree, and answer everything, in a simulated minute.
 
 mod planes;
+#[cfg(test)]
+mod promises;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
