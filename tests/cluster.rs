@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -229,4 +230,19 @@ fn an_operator_has_copies_compared_and_sees_the_end() {
         (end["incomplete"] == 32).then_some(end)
     });
     assert_eq!(end["done"], 32, "{end}");
+}
+
+#[test]
+fn a_node_that_waits_for_its_cluster_can_be_stopped() {
+    let place = Place::new();
+    let flags = ["--listen", "127.0.0.1:0", "--http", "none", "--peer-listen", &place.peer, "--seed", "127.0.0.1:1"];
+    let mut child =
+        support::node_command(&flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    // A start that listens for peers listens for signals, too.
+    let peer: std::net::SocketAddr = place.peer.parse().expect("an address");
+    until("it listens for peers", || std::net::TcpStream::connect(peer).ok());
+    // SAFETY: signals a process that this test started and has not waited for.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    // Had it waited for its cluster to the end, it would have failed.
+    assert!(child.wait().expect("our own child").success());
 }

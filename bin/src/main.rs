@@ -17,6 +17,7 @@ mod admin;
 mod logging;
 mod settings;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
@@ -32,8 +33,10 @@ use signal_hook::iterator::Signals;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Why the node is to end.
+/// What the main thread waits for.
 enum End {
+    /// The node has started, or refuses to.
+    Started(Box<Result<GridKv, Error>>),
     /// Somebody sent this signal.
     Signal(i32),
     /// The node stopped by itself: a client's `SHUTDOWN`, a core that panicked, or it could not go on.
@@ -65,11 +68,24 @@ fn main() -> ExitCode {
 fn run(settings: Settings) -> Result<(), Refusal> {
     logging::start(&settings.log_level, settings.log_format);
     let (sender, ends) = mpsc::channel();
-    // Before the cores start, so that a signal during the start is not lost and stops the node as soon as it runs.
+    // Before the cores start, so that a signal during the start is not lost.
     watch_signals(sender.clone()).map_err(|error| Refusal::new(format!("cannot listen for signals: {error}")))?;
     let config = settings.config;
     let (backend, shards, limit) = (config.backend.clone(), config.shards.get(), config.max_memory);
-    let db = Builder::from_config(config).start().map_err(Refusal::from)?;
+    // A node may wait for its cluster for a minute; a signal ends that, and nothing is lost since it serves nobody yet.
+    let starter = sender.clone();
+    std::thread::spawn(move || {
+        let started = catch_unwind(AssertUnwindSafe(|| Builder::from_config(config).start()));
+        drop(starter.send(End::Started(Box::new(started.unwrap_or(Err(Error::Panicked))))));
+    });
+    let db = match ends.recv().expect("the thread that watches signals holds a sender for ever") {
+        End::Started(started) => (*started).map_err(Refusal::from)?,
+        End::Signal(signal) => {
+            tracing::info!(signal = name_of(signal), "stopped before the node had started");
+            return Ok(());
+        }
+        End::Stopped => unreachable!("nobody watches for it yet"),
+    };
     announce(&db, &backend, shards, limit);
 
     let watched = db.clone();
@@ -80,6 +96,7 @@ fn run(settings: Settings) -> Result<(), Refusal> {
     });
     match ends.recv().expect("the thread that watches signals holds a sender for ever") {
         End::Signal(signal) => tracing::info!(signal = name_of(signal), "stopping"),
+        End::Started(_) => unreachable!("it has started"),
         End::Stopped => tracing::info!("stopping: a client said SHUTDOWN, or the node could not go on"),
     }
     block_on(db.close()).map_err(|error| match error {
