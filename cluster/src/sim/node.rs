@@ -166,6 +166,9 @@ impl Node {
                 limits.hints.under_way = 4;
                 limits.fill.streams = options.fill_streams;
                 limits.fill.bytes_per_second = options.fill_bytes;
+                // Its shards are small, and still have to take several steps.
+                limits.purge.slice = 3;
+                (limits.purge.min_age_ms, limits.purge.rest_ms) = options.purge_ms;
                 Core {
                     shards: Shards::new(owned, map.clone(), limits, planted),
                     store: Store::new(config, backend),

@@ -11,6 +11,8 @@ use crate::quorum::Quorums;
 
 /// The stream that decides who decides on the map.
 const PLANES: u64 = 11;
+/// The stream that decides how soon is purged.
+const PURGES: u64 = 13;
 /// Time in which a cluster is founded and has grown to its first size, mostly.
 const FOUNDING_MS: Millis = 8_000;
 
@@ -200,6 +202,8 @@ pub struct Options {
     pub replace_after_ms: Millis,
     /// Shards on the move at once.
     pub moves_at_once: usize,
+    /// Tombstones may go after this time, and this is the pause after each round of that.
+    pub purge_ms: (Millis, Millis),
     /// Who decides on the map.
     pub control: Control,
     /// How the control planes do it.
@@ -270,6 +274,7 @@ impl Options {
             outlier: r.chance(100),
             replace_after_ms: *r.pick(&[8_000, 15_000, 30_000]),
             moves_at_once: *r.pick(&[1, 8, 64]),
+            purge_ms: *Random::new(seed, PURGES).pick(&[(60_500, 60_000), (20_500, 5_000), (5_500, 1_000)]),
             control: Control::Authority,
             gossip: Gossip { probe_ms: 500, suspect_ms: 2000, exchange_ms: 5000, disk_us: 1000 },
             faults: Vec::new(),
