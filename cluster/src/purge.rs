@@ -67,11 +67,13 @@ pub struct Limits {
     pub rest_ms: Millis,
     /// Bytes per second that the exchange moves.
     pub bytes_per_second: u64,
+    /// Entries that a step of a walk looks at; the few that share the last one's hash are still looked at.
+    pub slice: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { min_age_ms: 60_500, rest_ms: 60_000, bytes_per_second: 20 << 20 }
+        Limits { min_age_ms: 60_500, rest_ms: 60_000, bytes_per_second: 20 << 20, slice: 2048 }
     }
 }
 

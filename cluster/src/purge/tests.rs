@@ -10,7 +10,6 @@ use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Merged, Store, StoreConfig};
 use rkyv::util::AlignedVec;
 
-use super::walks::SLICE;
 use super::*;
 use crate::hints::{self, Hints};
 use crate::ids::Now;
@@ -20,6 +19,7 @@ use crate::planted::Planted;
 use crate::shards::View;
 
 const WALL: Millis = 1_000_000_000;
+const SLICE: usize = 2048;
 const ENTRIES: usize = 5 * SLICE;
 
 /// A replica, and what it answers the orderer.
@@ -72,7 +72,7 @@ impl Replica {
         let me = map.placement(shard).replicas[1].node;
         let view = View { me, map, alive: BTreeSet::new(), owned: 0..32, isolated: false, quarantined: false };
         let hints = Hints::new(hints::Limits::default());
-        let fences = Fences::new(&Limits::default());
+        let fences = Fences::new(&Limits { slice: SLICE, ..Limits::default() });
         Replica { view, store, hints, fences, out: Outbox::new(), mono: 1, shard, orderer }
     }
 

@@ -1,6 +1,6 @@
 //! Walks through a whole shard, a slice at a time: the digest up to a version, and forgetting.
 //!
-//! A shard may have millions of entries and a turn of a core may take none of its clients' time. So a walk looks at [`SLICE`]
+//! A shard may have millions of entries and a turn of a core may take none of its clients' time. So a walk looks at 2048
 //! entries per step, one step for all walks of the core and per millisecond; small shards are done at the question. One walk is
 //! under way per shard, and its answer leaves when it is through.
 //!
@@ -27,9 +27,6 @@ use crate::planted::Bug;
 use crate::shards::Context;
 use crate::sync::SEQUENCE_BITS;
 use crate::wire::{Ask, Message, Why};
-
-/// Entries that a step looks at; the few that share the last one's hash are still looked at.
-pub(crate) const SLICE: usize = 2048;
 
 /// A round as a replica knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +86,7 @@ pub(crate) enum Own {
 pub(crate) struct Fences {
     /// How old a version that a peer wants to raise the fence to has to be by this node's clock.
     min_age_ms: Millis,
+    slice: usize,
     fences: BTreeMap<ShardId, Fence>,
     walks: VecDeque<Walk>,
     stepped: Option<Millis>,
@@ -101,7 +99,15 @@ impl Fences {
     pub(super) fn new(limits: &super::Limits) -> Fences {
         // The peer keeps to the whole of it by its own clock.
         let min_age_ms = limits.min_age_ms / 2;
-        Fences { min_age_ms, fences: BTreeMap::new(), walks: VecDeque::new(), stepped: None, steps: 0, widest: 0 }
+        Fences {
+            min_age_ms,
+            slice: limits.slice,
+            fences: BTreeMap::new(),
+            walks: VecDeque::new(),
+            stepped: None,
+            steps: 0,
+            widest: 0,
+        }
     }
 
     /// Begins the digest of a shard up to a version, behind the fence if that is to be raised. The end comes at once or with
@@ -197,13 +203,13 @@ impl Fences {
         let (shard, until) = (walk.ask.shard, walk.until);
         let (looked, next, end) = match &mut walk.what {
             What::Digest(digest) => {
-                let Digested { looked, next } = cx.store.digest_until(shard, until, walk.at, SLICE, digest);
+                let Digested { looked, next } = cx.store.digest_until(shard, until, walk.at, self.slice, digest);
                 (looked, next, Own::Digest(*digest))
             }
             What::Purge { taken } if taken.is_some_and(|taken| taken != cx.store.below_floor(shard)) => {
                 (0, None, Own::Spoiled)
             }
-            What::Purge { .. } => match cx.store.purge_below(shard, until, walk.at, SLICE) {
+            What::Purge { .. } => match cx.store.purge_below(shard, until, walk.at, self.slice) {
                 Ok(purged) => (purged.looked, purged.next, Own::Purged),
                 Err(_) => (0, None, Own::Spoiled),
             },

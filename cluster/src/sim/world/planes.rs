@@ -12,6 +12,7 @@
 //!
 //! The world plays the operator, too: it asks for drains, and takes a node away that is empty.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -88,9 +89,9 @@ impl Votes {
             ));
         }
         let Some((ballot, value)) = state.accepted else { return Ok(None) };
-        if !self.accepted.contains_key(&ballot) {
+        if let Entry::Vacant(vacant) = self.accepted.entry(ballot) {
             let map = Map::decode(&value)?;
-            self.accepted.insert(ballot, (Arc::new(map), BTreeSet::new()));
+            vacant.insert((Arc::new(map), BTreeSet::new()));
             if self.accepted.len() > BALLOTS {
                 self.accepted.pop_first();
             }
@@ -392,7 +393,9 @@ impl World {
 
     /// To a core, after what was posted to it before.
     fn post(&mut self, node: usize, core: usize, note: Note) {
-        let at = self.time + self.random.within(1, 2 * MS);
+        // A core that works on something long hears late.
+        let most = if self.random.chance(30) { self.options.map_ms.max(2) } else { 2 };
+        let at = self.time + self.random.within(1, most * MS);
         let Some(plane) = &mut self.nodes[node].plane else { return };
         plane.posted[core] = plane.posted[core].max(at);
         let after = plane.posted[core] - self.time;
