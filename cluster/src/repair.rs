@@ -8,10 +8,11 @@
 //! What it promises: two serving replicas that can reach each other hold the same a cycle and a few seconds after the last
 //! write. It merges, within the floor, and clears nothing.
 //!
-//! **On demand** ([`Repair::begin_now`]) it compares every pair of this node's shards, or of one of them, with every other
-//! serving copy, whichever number is lower, and again until both are equal or a few tries were in vain; a shard that differed
-//! has a second turn, since what came from one copy the others may lack. Each pair ends: a copy that is away, is being filled, or does not answer is counted as not compared. One such sweep at a time; it
-//! shares the bounds below with what goes on anyway.
+//! **On demand** ([`crate::shards::Shards::repair_now`]) it compares every pair of this node's shards, or of one of them, with
+//! every other serving copy, whichever number is lower, and again until both are equal or a few tries were in vain; a shard
+//! that differed has a second turn, since what came from one copy the others may lack. Each pair ends: a copy that is away,
+//! is being filled, or does not answer is counted as not compared. One such sweep at a time; it shares the bounds below
+//! with what goes on anyway.
 //!
 //! Bounds: conversations at once, bytes per second, a page of hashes and a window of writes each. When nothing differs, a
 //! pair costs 264 bytes per cycle.
