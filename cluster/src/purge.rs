@@ -12,7 +12,7 @@
 //!     │── Purge(until) ──────────────────────────────▶│  forget
 //! ```
 //!
-//! Each replica walks through its copy in slices ([`walks`]), and writes go on meanwhile. So the digests are of no one moment:
+//! Each replica walks through its copy in slices (`purge/walks.rs`), and writes go on meanwhile. So the digests are of no one moment:
 //! each says of every key what was there when the walk came by. Why that is enough:
 //!
 //! - A key counts with its version up to `until`, or not at all. A write of now that is seen by one walk and missed by
