@@ -164,6 +164,53 @@ fn what_was_deleted_stays_deleted_when_a_node_returns() {
 }
 
 #[test]
+fn what_is_written_at_any_of_five_nodes_is_read_at_every_other() {
+    let mut places: Vec<Place> = Vec::new();
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..5 {
+        let place = Place::new();
+        nodes.push(place.start(&places.iter().take(2).collect::<Vec<_>>()));
+        places.push(place);
+    }
+    nodes.iter().for_each(|node| whole(node, 5));
+    let mut clients: Vec<Client> = nodes.iter().map(Node::connect).collect();
+    for key in 0..KEYS {
+        set(&mut clients[key % 5], key, &key.to_string());
+    }
+    for (at, client) in clients.iter_mut().enumerate() {
+        for key in 0..KEYS {
+            let found = client.call(&["GET", &format!("key:{key}")]);
+            assert_eq!(found, Reply::bulk(key.to_string()), "key:{key} of node {} at node {at}", key % 5);
+        }
+    }
+    // And deleted at any other: nobody has it any more.
+    for key in 0..KEYS {
+        assert_eq!(clients[(key + 3) % 5].call(&["DEL", &format!("key:{key}")]), Reply::Integer(1), "key:{key}");
+    }
+    for client in &mut clients {
+        for key in 0..KEYS {
+            assert_eq!(client.call(&["EXISTS", &format!("key:{key}")]), Reply::Integer(0), "key:{key}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_joins_answers_for_all_keys() {
+    let (places, nodes) = three();
+    let mut client = nodes[0].connect();
+    (0..KEYS).for_each(|key| set(&mut client, key, "x"));
+    let place = Place::new();
+    let fourth = place.start(&[&places[0], &places[1]]);
+    // While copies still move to it, and when all are there.
+    assert_holds(&fourth, "x");
+    whole(&fourth, 4);
+    assert_holds(&fourth, "x");
+    let mut client = fourth.connect();
+    (0..KEYS).for_each(|key| set(&mut client, key, "y"));
+    nodes.iter().for_each(|node| assert_holds(node, "y"));
+}
+
+#[test]
 fn a_node_says_of_itself_that_it_is_one_of_a_cluster_or_stands_alone() {
     let place = Place::new();
     for (node, mode, enabled) in [(place.start(&[]), "cluster", 1), (Node::start(&[]), "standalone", 0)] {
