@@ -112,17 +112,13 @@ impl Story {
         let up = self.world.nodes.iter().filter(|node| node.up);
         map.epoch > 0
             && present == nodes
-            && map
-                .present()
-                .all(|m| m.standing == Standing::Up && held(m.no) + 1 >= share)
+            && map.present().all(|m| m.standing == Standing::Up && held(m.no) + 1 >= share)
             && is_whole(map)
             && map.placements.iter().all(|p| p.replicas.len() == nodes.min(3))
             && up.clone().count() == nodes
             && up.clone().all(|node| {
                 let views = node.cores.iter().map(|core| core.shards.view());
-                views
-                    .clone()
-                    .all(|view| view.map.epoch == map.epoch && view.alive.len() == nodes)
+                views.clone().all(|view| view.map.epoch == map.epoch && view.alive.len() == nodes)
             })
     }
 
@@ -182,11 +178,7 @@ impl Story {
             let store = &mut node.cores[core].store;
             let hash = store.locate(&name);
             let entry = store.raw(hash, &name);
-            held.push(
-                entry
-                    .filter(|entry| !entry.tombstone)
-                    .map(|entry| crate::sim::node::value_of(entry.value)),
-            );
+            held.push(entry.filter(|entry| !entry.tombstone).map(|entry| crate::sim::node::value_of(entry.value)));
         }
         held
     }
@@ -206,24 +198,15 @@ fn a_node_that_never_returns_is_replaced_and_nothing_is_lost() {
     let replace_after = story.world.options.replace_after_ms;
     story.stop(3);
     let at = story.now_ms();
-    story.until("others know it", |story| {
-        story.world.nodes[0].cores[0].shards.view().alive.len() == 3
-    });
+    story.until("others know it", |story| story.world.nodes[0].cores[0].shards.view().alive.len() == 3);
     for (key, node) in turn(&[0, 1, 2]).step_by(2) {
         values[key as usize] = story.set(node, key);
     }
     story.pass(at + replace_after - story.now_ms());
-    assert!(
-        story.map().placements.iter().any(|p| p.names(dead)),
-        "it could have come back"
-    );
+    assert!(story.map().placements.iter().any(|p| p.names(dead)), "it could have come back");
     story.until("three others hold everything", |story| story.is_whole(3));
     assert!(story.map().placements.iter().all(|p| !p.names(dead) && p.losses == 0));
-    assert!(
-        story.now_ms() < at + replace_after + 30_000,
-        "{} ms after its end",
-        story.now_ms() - at
-    );
+    assert!(story.now_ms() < at + replace_after + 30_000, "{} ms after its end", story.now_ms() - at);
     story.pass(REPAIRED);
     for (key, node) in turn(&[0, 1, 2]) {
         assert_eq!(story.holders(key), [Some(values[key as usize]); 3], "key {key}");
@@ -231,9 +214,7 @@ fn a_node_that_never_returns_is_replaced_and_nothing_is_lost() {
     }
     // The copies are worth something: another one may go now.
     story.stop(0);
-    story.until("others know it", |story| {
-        story.world.nodes[1].cores[0].shards.view().alive.len() == 2
-    });
+    story.until("others know it", |story| story.world.nodes[1].cores[0].shards.view().alive.len() == 2);
     for (key, node) in turn(&[1, 2]) {
         assert_eq!(story.get(node, key), Some(values[key as usize]), "key {key}");
     }
@@ -243,15 +224,7 @@ fn a_node_that_never_returns_is_replaced_and_nothing_is_lost() {
 fn away_for_an_hour(away: fn(&mut Story), back: fn(&mut Story)) {
     const HOUR: u64 = 3_600_000;
     // Less talk than usual, as an hour is long.
-    let mut story = Story::with(
-        4,
-        Gossip {
-            probe_ms: 2000,
-            suspect_ms: 6000,
-            exchange_ms: 30_000,
-            disk_us: 1000,
-        },
-    );
+    let mut story = Story::with(4, Gossip { probe_ms: 2000, suspect_ms: 6000, exchange_ms: 30_000, disk_us: 1000 });
     let old: Vec<u64> = turn(&[0, 1, 2, 3]).map(|(key, node)| story.set(node, key)).collect();
     let stale = story.world.nodes[3].no;
     let returns = story.now_ms() + HOUR;
@@ -270,15 +243,9 @@ fn away_for_an_hour(away: fn(&mut Story), back: fn(&mut Story)) {
     }
     story.pass(returns - story.now_ms());
     let of_shard = |node: usize, shard| story.world.nodes[node].cores[0].store.digest(ShardId(shard)).count;
-    let entries: u64 = (0..3)
-        .flat_map(|node| (0..32).map(move |shard| (node, shard)))
-        .map(|(n, s)| of_shard(n, s))
-        .sum();
-    assert_eq!(
-        entries,
-        3 * KEYS / 2,
-        "the tombstones are purged: nothing but its number keeps the old values out"
-    );
+    let entries: u64 =
+        (0..3).flat_map(|node| (0..32).map(move |shard| (node, shard))).map(|(n, s)| of_shard(n, s)).sum();
+    assert_eq!(entries, 3 * KEYS / 2, "the tombstones are purged: nothing but its number keeps the old values out");
     back(&mut story);
     // From its first moment on: it refuses, or it says what holds now.
     let mut refused = 0;
@@ -298,12 +265,7 @@ fn away_for_an_hour(away: fn(&mut Story), back: fn(&mut Story)) {
     assert!(story.world.nodes[3].no > stale, "another life");
     story.pass(REPAIRED);
     for key in 0..KEYS {
-        assert_eq!(
-            story.holders(key),
-            [values[key as usize]; 3],
-            "key {key}, {} before",
-            old[key as usize]
-        );
+        assert_eq!(story.holders(key), [values[key as usize]; 3], "key {key}, {} before", old[key as usize]);
         for node in 0..4 {
             assert_eq!(story.get(node, key), values[key as usize], "key {key} at node {node}");
         }
@@ -338,16 +300,11 @@ fn a_replica_that_missed_deletes_does_not_undo_them() {
     }
     let links = story.links(2);
     story.world.network.cut(&links);
-    story.until("others know it", |story| {
-        story.world.nodes[0].cores[0].shards.view().alive.len() == 2
-    });
+    story.until("others know it", |story| story.world.nodes[0].cores[0].shards.view().alive.len() == 2);
     for (key, node) in turn(&[0, 1]) {
         assert_eq!(story.ask(node, key, Asked::Delete), Came::Deleted(true));
     }
-    assert!(
-        story.holders(0).contains(&None) && story.holders(0).iter().any(Option::is_some),
-        "it has missed them"
-    );
+    assert!(story.holders(0).contains(&None) && story.holders(0).iter().any(Option::is_some), "it has missed them");
     let life = story.world.nodes[2].no;
     story.world.network.mend(&links);
     story.until("it is there again", |story| story.is_whole(3));
@@ -392,11 +349,7 @@ fn a_node_that_joins_answers_for_all_keys_from_its_first_answer_on() {
     while !story.is_whole(4) {
         assert!(story.now_ms() < end, "it does not join: {:?}", story.map());
         if let Came::Found(seen) = story.ask(3, key, Asked::Get) {
-            assert_eq!(
-                seen.map(|seen| seen.value),
-                Some(values[key as usize]),
-                "key {key}, answer {answers}"
-            );
+            assert_eq!(seen.map(|seen| seen.value), Some(values[key as usize]), "key {key}, answer {answers}");
             answers += 1;
         }
         key = (key + 1) % KEYS;
@@ -434,10 +387,7 @@ fn with_two_of_three_nodes_dead_no_write_is_acknowledged_and_none_appears_later(
         }
     }
     for key in 0..KEYS {
-        assert!(
-            story.get(1, key).is_some_and(|value| value >= values[key as usize]),
-            "key {key}"
-        );
+        assert!(story.get(1, key).is_some_and(|value| value >= values[key as usize]), "key {key}");
     }
     assert_eq!(story.world.history.check(), Ok(()));
 }
@@ -476,11 +426,7 @@ fn a_clock_that_runs_a_tenth_fast_loses_and_hides_nothing() {
         for (node, other) in [(1, 2), (2, 1)] {
             let value = story.set(node, key);
             for reader in [other, node, 0] {
-                assert_eq!(
-                    story.get(reader, key),
-                    Some(value),
-                    "round {round}, node {reader}, {ahead} ms ahead"
-                );
+                assert_eq!(story.get(reader, key), Some(value), "round {round}, node {reader}, {ahead} ms ahead");
             }
         }
     }
@@ -488,11 +434,7 @@ fn a_clock_that_runs_a_tenth_fast_loses_and_hides_nothing() {
     for reader in 0..3 {
         for key in 0..KEYS / 2 {
             if let Some(value) = mine[key as usize] {
-                assert_eq!(
-                    story.get(reader, KEYS / 2 + key),
-                    Some(value),
-                    "its key {key} at node {reader}"
-                );
+                assert_eq!(story.get(reader, KEYS / 2 + key), Some(value), "its key {key} at node {reader}");
             }
         }
     }
