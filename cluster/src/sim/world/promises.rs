@@ -122,6 +122,11 @@ impl Story {
             })
     }
 
+    /// Whether these nodes all see so many.
+    fn see(&self, nodes: &[usize], count: usize) -> bool {
+        nodes.iter().all(|&node| self.world.nodes[node].cores[0].shards.view().alive.len() == count)
+    }
+
     /// What a client is told at a node.
     fn ask(&mut self, node: usize, key: u64, asked: Asked) -> Came {
         let op = self.world.history.ops.len();
@@ -198,7 +203,7 @@ fn a_node_that_never_returns_is_replaced_and_nothing_is_lost() {
     let replace_after = story.world.options.replace_after_ms;
     story.stop(3);
     let at = story.now_ms();
-    story.until("others know it", |story| story.world.nodes[0].cores[0].shards.view().alive.len() == 3);
+    story.until("others know it", |story| story.see(&[0, 1, 2], 3));
     for (key, node) in turn(&[0, 1, 2]).step_by(2) {
         values[key as usize] = story.set(node, key);
     }
@@ -214,7 +219,7 @@ fn a_node_that_never_returns_is_replaced_and_nothing_is_lost() {
     }
     // The copies are worth something: another one may go now.
     story.stop(0);
-    story.until("others know it", |story| story.world.nodes[1].cores[0].shards.view().alive.len() == 2);
+    story.until("others know it", |story| story.see(&[1, 2], 2));
     for (key, node) in turn(&[1, 2]) {
         assert_eq!(story.get(node, key), Some(values[key as usize]), "key {key}");
     }
@@ -300,7 +305,7 @@ fn a_replica_that_missed_deletes_does_not_undo_them() {
     }
     let links = story.links(2);
     story.world.network.cut(&links);
-    story.until("others know it", |story| story.world.nodes[0].cores[0].shards.view().alive.len() == 2);
+    story.until("others know it", |story| story.see(&[0, 1], 2));
     for (key, node) in turn(&[0, 1]) {
         assert_eq!(story.ask(node, key, Asked::Delete), Came::Deleted(true));
     }
