@@ -394,7 +394,7 @@ impl World {
     /// To a core, after what was posted to it before.
     fn post(&mut self, node: usize, core: usize, note: Note) {
         // A core that works on something long hears late.
-        let most = if self.random.chance(30) { self.options.map_ms.max(2) } else { 2 };
+        let most = if self.random.chance(100) { self.options.map_ms.max(2) } else { 2 };
         let at = self.time + self.random.within(1, most * MS);
         let Some(plane) = &mut self.nodes[node].plane else { return };
         plane.posted[core] = plane.posted[core].max(at);
