@@ -25,7 +25,7 @@ use gridkv_engine::record::Entry;
 use gridkv_engine::store::Merged;
 
 use crate::ids::NodeNo;
-use crate::map::Placement;
+use crate::map::{Placement, Stage};
 use crate::outbox::{Changed, Class, Failure, Found, Outcome, Value};
 use crate::planted::Bug;
 use crate::quorum::{Level, Standing, Tally};
@@ -748,16 +748,20 @@ impl Coordinator {
             return;
         }
         let best = best.expect("it has the newest version");
+        let placement = cx.view.placement_of(op.hash);
         let equal = versions.iter().all(|(_, version)| *version == newest);
-        let level = op.level;
-        if equal || level == Level::One || !repairs {
+        // A quorum that agrees is enough as long as the next read asks the same replicas. While the shard moves, the next one
+        // may ask the new set, of which one alone may have what was found.
+        if op.level == Level::One || equal && placement.stage == Stage::Normal || !repairs {
+            return self.read_done(cx, number, Some(best), then);
+        }
+        let mut tally = of_write(cx, placement, Level::Quorum);
+        versions.iter().filter(|(_, version)| *version == newest).for_each(|(node, _)| tally.answer(*node));
+        if tally.standing() == Standing::Reached {
             return self.read_done(cx, number, Some(best), then);
         }
         // Write it back until as many have it as would acknowledge a write, then answer.
         self.stats.read_repairs += 1;
-        let placement = cx.view.placement_of(self.place(number).expect("seen above").hash);
-        let mut tally = of_write(cx, placement, Level::Quorum);
-        versions.iter().filter(|(_, version)| *version == newest).for_each(|(node, _)| tally.answer(*node));
         let grown = best.value.len();
         self.bytes += grown;
         let op = self.place(number).expect("seen above");

@@ -63,16 +63,24 @@ impl Node {
 
     /// Writes that were sent, by receiver, with what an answer to them names.
     fn writes(&mut self) -> Vec<(NodeNo, Ask)> {
-        let mut writes = Vec::new();
+        self.sent(|message| matches!(message, Message::Write(..)))
+    }
+
+    fn reads(&mut self) -> Vec<(NodeNo, Ask)> {
+        self.sent(|message| matches!(message, Message::Read(..)))
+    }
+
+    fn sent(&mut self, wanted: impl Fn(&Message<'_>) -> bool) -> Vec<(NodeNo, Ask)> {
+        let mut found = Vec::new();
         for (send, bytes) in self.out.sends() {
             let mut aligned = AlignedVec::<16>::new();
             aligned.extend_from_slice(bytes);
-            if let Ok(Message::Write(ask, _)) = Message::read(&aligned) {
-                writes.push((send.to, ask));
+            if let Some(message) = Message::read(&aligned).ok().filter(&wanted) {
+                found.push((send.to, message.ask()));
             }
         }
         self.out.clear_sends();
-        writes
+        found
     }
 
     fn hear(&mut self, from: NodeNo, message: &Message<'_>) {
@@ -146,6 +154,39 @@ fn a_write_with_nobody_to_send_it_to_is_refused_and_leaves_nothing() {
     assert!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { have: 1, need: 2, .. }))));
     let hash = node.locate(b"k");
     assert!(node.store.raw(hash, b"k").is_none());
+}
+
+/// The next read may ask replicas of the new set only, and of these node 2 alone may have it: a write that nobody acknowledged, which
+/// the joining node missed.
+#[test]
+fn what_a_read_finds_while_its_shard_moves_is_on_a_quorum_of_the_new_set_first() {
+    let entry = |key| {
+        let version = Version { hlc: gridkv_engine::hlc::Hlc::at(1_000_000_000), node: 2 };
+        Entry { key, value: b"v", version, expires_at: 0, tombstone: false }
+    };
+    for moves in [false, true] {
+        let mut map = three().apply(&Change::Admit(candidate(4, 1))).unwrap();
+        if moves {
+            map = step_all(&map, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) });
+        }
+        let mut node = Node::with(map);
+        node.alive(&[1, 2, 3, 4]);
+        node.store.merge(entry(b"k"), node.now.wall).unwrap();
+        let hash = node.locate(b"k");
+        let read = Operation::Read { key: (hash, b"k"), level: Level::Quorum };
+        node.shards.begin(node.now, &mut node.store, TOKEN, read, &mut node.out);
+        let asked = node.reads();
+        let (to, ask) = asked[0];
+        assert_eq!((asked.len(), to), (1, NodeNo(2)));
+        node.hear(to, &Message::Found(ask, Some(Stored { hash, entry: Entry { key: &[], ..entry(b"k") } }), false));
+        if moves {
+            assert_eq!(node.outcome(), None, "node 2 alone is no quorum of the new set");
+            let writes = node.writes();
+            let (to, ask) = *writes.iter().find(|(to, _)| *to == NodeNo(4)).unwrap();
+            node.hear(to, &Message::Wrote(ask));
+        }
+        assert!(matches!(node.outcome(), Some(Outcome::Found(Some(_)))), "moves: {moves}");
+    }
 }
 
 #[test]
