@@ -202,6 +202,16 @@ enum Waits {
     Nobody,
 }
 
+/// A change of the map that is to be proposed when it is its turn.
+#[derive(Debug)]
+struct Waiting {
+    change: Change,
+    waits: Waits,
+    /// Until when. What was right to ask for may be wrong later: a node that waited to be admitted may be gone, and another one
+    /// have its address.
+    until: Millis,
+}
+
 /// What a peer said of itself.
 #[derive(Clone, Debug, Default)]
 struct Status {
@@ -232,6 +242,8 @@ const PLAN_SOON_MS: Millis = 10;
 const SEND_MAP_MS: Millis = 200;
 /// Peers that are asked for a map that somebody must have.
 const ASKED_FOR_MAP: usize = 4;
+/// How long a proposal may wait for its turn.
+const WAIT_MS: Millis = 5000;
 /// How long a proposal may take.
 const PROPOSE_MS: Millis = 3000;
 
@@ -249,7 +261,7 @@ pub struct Control {
     planner: Planner,
     /// What is being proposed, and what waits.
     proposing: Option<Waits>,
-    waiting: VecDeque<(Change, Waits)>,
+    waiting: VecDeque<Waiting>,
     statuses: BTreeMap<NodeNo, Status>,
     adopted: u64,
     filled: BTreeSet<(u16, u64)>,
@@ -617,8 +629,11 @@ impl Control {
     /// Proposes what waits, when the proposer is free.
     fn next_proposal(&mut self, now: Now, out: &mut Output) {
         while !self.proposer.is_busy() {
-            let Some((change, waits)) = self.waiting.pop_front() else { return };
+            let Some(Waiting { change, waits, until }) = self.waiting.pop_front() else { return };
             self.proposing = Some(waits);
+            if until < now.mono {
+                return self.proposed(now, register::Outcome::Unavailable, out);
+            }
             let mut wants = Vec::new();
             if self.proposer.propose(now, change, PROPOSE_MS, &mut wants).is_ok() {
                 self.follow(now, wants, out);
@@ -627,7 +642,7 @@ impl Control {
     }
 
     fn ask(&mut self, now: Now, change: Change, waits: Waits, out: &mut Output) {
-        let known = self.waiting.iter().any(|(_, known)| *known == waits) || self.proposing.as_ref() == Some(&waits);
+        let known = self.waiting.iter().any(|known| known.waits == waits) || self.proposing.as_ref() == Some(&waits);
         if known && waits != Waits::Nobody {
             return;
         }
@@ -637,7 +652,7 @@ impl Control {
             }
             return;
         }
-        self.waiting.push_back((change, waits));
+        self.waiting.push_back(Waiting { change, waits, until: now.mono + WAIT_MS });
         self.next_proposal(now, out);
     }
 

@@ -419,3 +419,34 @@ fn a_machine_that_was_replaced_has_no_vote() {
     world.nodes.get_mut(&at).unwrap().on_message(now, &bytes, &mut out);
     assert!(out.disk.iter().any(|step| step.voter.is_some() && step.then.is_some()));
 }
+
+/// A machine is replaced while those whom it asked to admit it are cut off. Its request must not reach the map when they are back: it
+/// would take its address away from the machine that is there now.
+#[test]
+fn a_request_to_be_admitted_does_not_outlive_its_time() {
+    let mut world = World::default();
+    world.three();
+    let (alone, others) = (candidate(3, 0).peer, [candidate(1, 0).peer, candidate(2, 0).peer]);
+    world.cut = others.iter().flat_map(|&at| [(at, alone), (alone, at)]).collect();
+    // What an operator asked of it keeps it busy, for it has no majority.
+    for token in 0..5 {
+        let (now, mut out) = (world.clock(), Output::default());
+        let change = Change::Drain(NodeNo(2), token % 2 == 1);
+        world.nodes.get_mut(&alone).unwrap().propose(now, token, change, &mut out);
+        world.act(alone, out);
+    }
+    world.start(4, 1, Start::Join(vec![alone]));
+    let joins = |waiting: &Waiting| matches!(waiting.waits, Waits::Joiner(..));
+    assert!(world.run_until(10_000, |world| world.nodes[&alone].waiting.iter().any(joins)));
+    world.kill(4);
+    assert!(!world.run_until(5_100, |_| false));
+    let elsewhere = Candidate { peer: candidate(4, 0).peer, ..candidate(5, 1) };
+    world.start_as(elsewhere, Start::Join(others.to_vec()));
+    let at = candidate(4, 0).peer;
+    assert!(world.run_until(30_000, |world| world.nodes[&at].me() != NodeNo(0)), "the others admit its successor");
+    world.cut.clear();
+    let idle = |world: &World| world.nodes[&alone].waiting.is_empty() && world.nodes[&alone].proposing.is_none();
+    assert!(world.run_until(60_000, |world| idle(world) && world.at_rest(4, 3)), "{:?}", world.nodes);
+    let admitted = world.events.iter().filter(|(id, event)| *id == NodeId(5) && matches!(event, Event::Admitted(_)));
+    assert_eq!(admitted.count(), 1, "its life goes on");
+}
