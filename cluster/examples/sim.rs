@@ -190,7 +190,10 @@ fn many(args: &Args, planted: Planted) -> usize {
     println!("failed because: {:?}", sum.failures);
     let (fewest, seed) = sum.fewest.unwrap_or_default();
     println!("faults: {:?}, at least {fewest} in a run (seed {seed})", sum.faults);
-    println!("messages lost {}, delivered twice {}; with control planes {} seeds", sum.lost, sum.duplicated, sum.planes);
+    println!(
+        "messages lost {}, delivered twice {}; with control planes {} seeds",
+        sum.lost, sum.duplicated, sum.planes
+    );
     let at = |part: usize| sum.settled.get(sum.settled.len() * part / 100).copied().unwrap_or(0) as f64 / 1e6;
     println!("from healing to rest: half {:.1} s, 99 % {:.1} s", at(50), at(99));
     println!("run twice and equal: {}", sum.repeated);

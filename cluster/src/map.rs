@@ -253,6 +253,14 @@ pub enum Change {
     Admit(Candidate),
     /// A life is over, or the cluster goes on without it.
     Lose(NodeNo),
+    /// As [`Change::Lose`], if the map is still the one in view of which that was right: a node that stood still for a while
+    /// knows nothing of who came back since.
+    GiveUp {
+        /// The life.
+        life: NodeNo,
+        /// The epoch of that map.
+        epoch: u64,
+    },
     /// A node's shards are to be moved away, or may come back.
     Drain(NodeNo, bool),
     /// These seats are to vote.
@@ -351,7 +359,8 @@ impl Map {
         next.epoch += 1;
         match change {
             Change::Admit(candidate) => next.admit(candidate)?,
-            Change::Lose(no) => {
+            Change::GiveUp { epoch, .. } if *epoch != self.epoch => return Err(Refusal::Stale),
+            Change::Lose(no) | Change::GiveUp { life: no, .. } => {
                 next.known(*no)?;
                 next.lose(*no);
             }
@@ -689,6 +698,15 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::*;
     use super::*;
+
+    #[test]
+    fn a_life_is_given_up_only_in_the_map_in_which_that_was_right() {
+        let map = three();
+        let give_up = Change::GiveUp { life: NodeNo(2), epoch: map.epoch };
+        let other = map.apply(&Change::Drain(NodeNo(3), true)).unwrap();
+        assert_eq!(other.apply(&give_up), Err(Refusal::Stale));
+        assert_eq!(map.apply(&give_up).unwrap().member(NodeNo(2)).unwrap().standing, Standing::Lost);
+    }
 
     #[test]
     fn a_node_that_comes_back_is_another_replica_to_be_filled() {

@@ -236,6 +236,8 @@ const STATUS_MS: Millis = 1000;
 const STATUS_SOON_MS: Millis = 20;
 /// How often the leader plans when nothing has changed.
 const PLAN_MS: Millis = 500;
+/// How late it is when it must have stood still.
+const STILL_MS: Millis = 3000;
 /// How soon it plans after something has.
 const PLAN_SOON_MS: Millis = 10;
 /// How often a peer is sent a map it lacks, at most.
@@ -910,6 +912,10 @@ impl Control {
             self.ask_clocks(now, out);
         }
         if self.plan_at <= now.mono {
+            if now.mono >= self.plan_at + STILL_MS {
+                // This process stood still, and was not there to see whether the others were.
+                self.away_since.values_mut().for_each(|since| *since = now.mono);
+            }
             self.plan_at = now.mono + PLAN_MS;
             self.plan(now, out);
         }

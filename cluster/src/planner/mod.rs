@@ -107,7 +107,7 @@ impl Planner {
             return None;
         }
         voters(map, view)
-            .or_else(|| self.lose(now, map, view).map(Change::Lose))
+            .or_else(|| self.lose(now, map, view).map(|life| Change::GiveUp { life, epoch: map.epoch }))
             .or_else(|| Some(self.steps(map, view)).filter(|steps| !steps.is_empty()).map(Change::Steps))
     }
 

@@ -261,7 +261,7 @@ fn keeps_rules(now: Millis, map: &Map, view: &View, change: &Change) {
     let standing = |no: NodeNo| map.member(no).map_or(Standing::Lost, |m| m.standing);
     let steps = match change {
         Change::Steps(steps) => steps,
-        Change::Lose(no) => {
+        Change::GiveUp { life: no, .. } => {
             assert!(!view.alive.contains(no) && now - view.down_since[no] >= 30_000);
             // A copy that another one must be filled from is given up late.
             let is_last_help = map.placements.iter().filter(|p| p.stage != Stage::ReadNew).any(|p| {
@@ -501,7 +501,7 @@ fn many_nodes_down_are_not_given_up() {
         let view = world.view(|_| false);
         let change = world.planner.plan(world.now, &world.map, &view);
         assert_eq!(world.planner.plan(world.now, &world.map, &View { isolated: true, ..view }), None);
-        matches!(change, Some(Change::Lose(_)))
+        matches!(change, Some(Change::GiveUp { .. }))
     };
     assert!(gives_up(&mut world, &[1]));
     assert!(gives_up(&mut world, &[1, 3]));

@@ -53,24 +53,73 @@ const MS: u64 = 1000;
 
 #[derive(Debug)]
 enum What {
-    Deliver { to: usize, boot: u64, life: NodeNo, from: NodeNo, shard: ShardId, bytes: Rc<AlignedVec<16>> },
-    Wake { node: usize, boot: u64, core: usize },
-    Sweep { node: usize, boot: u64 },
-    Map { node: usize, boot: u64, core: usize, map: Arc<Map> },
-    Admit { node: usize, boot: u64 },
-    Start { node: usize },
-    Detect { observer: usize, subject: usize },
-    Adopted { node: usize, no: NodeNo, epoch: u64 },
-    Filled { node: usize, no: NodeNo, shard: u16, epoch: u64 },
+    Deliver {
+        to: usize,
+        boot: u64,
+        life: NodeNo,
+        from: NodeNo,
+        shard: ShardId,
+        bytes: Rc<AlignedVec<16>>,
+    },
+    Wake {
+        node: usize,
+        boot: u64,
+        core: usize,
+    },
+    Sweep {
+        node: usize,
+        boot: u64,
+    },
+    Map {
+        node: usize,
+        boot: u64,
+        core: usize,
+        map: Arc<Map>,
+    },
+    Admit {
+        node: usize,
+        boot: u64,
+    },
+    Start {
+        node: usize,
+    },
+    Detect {
+        observer: usize,
+        subject: usize,
+    },
+    Adopted {
+        node: usize,
+        no: NodeNo,
+        epoch: u64,
+    },
+    Filled {
+        node: usize,
+        no: NodeNo,
+        shard: u16,
+        epoch: u64,
+    },
     Think,
     /// Something for or of a control plane.
-    Plane { node: usize, boot: u64, note: planes::Note },
+    Plane {
+        node: usize,
+        boot: u64,
+        note: planes::Note,
+    },
     /// The operator looks whether a drained node may go.
     Operator,
-    Client { client: usize },
-    Begin { op: usize },
-    Fault { at: usize, tries: u32 },
-    FaultEnd { at: usize },
+    Client {
+        client: usize,
+    },
+    Begin {
+        op: usize,
+    },
+    Fault {
+        at: usize,
+        tries: u32,
+    },
+    FaultEnd {
+        at: usize,
+    },
     Heal,
     Settled,
 }
@@ -415,15 +464,7 @@ impl World {
 
     // --- messages ---------------------------------------------------------------------------------------------------
 
-    fn deliver(
-        &mut self,
-        to: usize,
-        boot: u64,
-        life: NodeNo,
-        from: NodeNo,
-        shard: ShardId,
-        bytes: Rc<AlignedVec<16>>,
-    ) {
+    fn deliver(&mut self, to: usize, boot: u64, life: NodeNo, from: NodeNo, shard: ShardId, bytes: Rc<AlignedVec<16>>) {
         if !self.is_life(to, boot) {
             return;
         }
