@@ -28,7 +28,7 @@ use gridkv_engine::store::{Merged, StoreError};
 use crate::ids::NodeNo;
 use crate::outbox::Class;
 use crate::planted::Bug;
-use crate::replica::{ANSWER_BYTES, leaf_of};
+use crate::replica::{self, ANSWER_BYTES, leaf_of};
 use crate::shards::Context;
 use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
 
@@ -436,7 +436,8 @@ impl Session {
             };
             let taken = match exempt {
                 true => cx.store.fill(entry, cx.now.wall),
-                false => cx.store.merge(entry, cx.now.wall),
+                // A tombstone that another one took below its floor comes to all, the orderer too, which purges it once more.
+                false => replica::store(cx, entry),
             };
             match taken {
                 Ok(Merged::Applied) => shared.stats.pulled += 1,

@@ -582,6 +582,24 @@ fn what_differs_below_a_fence_is_exchanged_by_the_next_round() {
     assert_eq!(tombstones(&world), 0);
 }
 
+/// A hint that was kept for long brings a tombstone to one replica after all have purged it. The orderer, which has none, would never
+/// begin another round.
+#[test]
+fn a_tombstone_that_comes_after_its_purge_is_forgotten_once_more() {
+    let mut world = World::new(23);
+    let (until, shard) = (world.version(70_000, 0), world.keyspace().shard(world.keyspace().locate(b"k")));
+    for node in world.nodes.values_mut() {
+        node.store.raise_floor(shard, until);
+    }
+    let late = (1..=3).find(|&no| world.map.placement(shard).orderer() != Some(NodeNo(no))).unwrap();
+    let (version, wall) = (world.version(90_000, 0), world.now().wall);
+    let grave = Entry { key: b"k", value: b"", version, expires_at: 0, tombstone: true };
+    world.nodes.get_mut(&NodeNo(late)).unwrap().store.fill(grave, wall).unwrap();
+    world.run(200_000);
+    assert_eq!(tombstones(&world), 0);
+    assert!(world.equal(1, 2) && world.equal(2, 3));
+}
+
 /// The same without a fence: what the third had comes back.
 #[test]
 fn a_purge_without_a_fence_is_noticed() {
