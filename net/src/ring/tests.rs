@@ -549,7 +549,9 @@ fn a_dropped_ring_ends_what_is_under_way() {
         }
     }
     // Unroutable for most; connecting or refused, both must end.
-    let _ = world.ring.connect("192.0.2.1:9".parse().unwrap());
+    if let Ok(conn) = world.ring.connect("192.0.2.1:9".parse().unwrap()) {
+        world.peers.insert(conn, Peer::default());
+    }
     world.turn();
     assert!(world.ring.drain(), "the kernel lets go of everything");
     drop(world);
