@@ -580,11 +580,14 @@ impl Map {
                 named.insert(last.no);
             }
         }
-        // A later life is the proof that a former one is over for certain, also when that later life is over too.
+        // A later life, or another node at its address, is the proof that a former one is over for certain, also when that is
+        // over too.
         let is_named = |m: &&Member| named.contains(&m.no);
-        let ids: Vec<NodeId> = self.members.iter().filter(is_named).map(|m| m.about.id).collect();
-        for id in ids {
-            let last = self.members.iter().rev().find(|m| m.about.id == id).expect("it is one of them");
+        let proven: Vec<(NodeId, SocketAddr)> =
+            self.members.iter().filter(is_named).map(|m| (m.about.id, m.about.peer)).collect();
+        for (id, peer) in proven {
+            let mut later = self.members.iter().rev();
+            let last = later.find(|m| m.about.id == id || m.about.peer == peer).expect("it is one of them");
             named.insert(last.no);
         }
         self.members.retain(|m| m.standing != Standing::Lost || named.contains(&m.no));
@@ -698,6 +701,17 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::*;
     use super::*;
+
+    #[test]
+    fn the_proof_that_a_life_is_over_is_kept_as_long_as_something_names_it() {
+        let map = three().apply(&Change::Lose(NodeNo(2))).unwrap();
+        let elsewhere = Candidate { id: NodeId(9), ..candidate(2, 2) };
+        let proven = map.apply(&Change::Admit(elsewhere)).unwrap();
+        let gone = proven.apply(&Change::Lose(NodeNo(4))).unwrap();
+        assert_eq!(gone.member(NodeNo(4)).map(|m| m.about.id), Some(NodeId(9)), "shards still name node 2");
+        let other = map.apply(&Change::Admit(candidate(9, 1))).unwrap().apply(&Change::Lose(NodeNo(4))).unwrap();
+        assert!(other.member(NodeNo(4)).is_none());
+    }
 
     #[test]
     fn a_life_is_given_up_only_in_the_map_in_which_that_was_right() {
