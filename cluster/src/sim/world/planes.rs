@@ -554,6 +554,9 @@ impl World {
             if !cores_see {
                 return Some(format!("the cores of node {index} see others than its plane"));
             }
+            if node.cores.iter().any(|core| core.shards.view().quarantined) {
+                return Some(format!("node {index} has not noticed yet that its clock is right again"));
+            }
             if !node.pending.is_empty() {
                 return Some(format!("node {index} has operations {:?}", node.pending));
             }
