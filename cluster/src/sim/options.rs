@@ -336,13 +336,23 @@ impl Options {
         self.ahead_ms() > 500
     }
 
+    /// Whether clocks are further apart than two nodes' may be. Then an orderer may write below what the one before it has left
+    /// behind without an acknowledgement, until its node has noticed its clock: counters prove nothing.
+    pub fn clocks_are_apart(&self) -> bool {
+        self.is_poisoned() || self.offsets().any(|offset| offset < -500)
+    }
+
     /// How far ahead of the true time any clock ever is, at most.
     pub fn ahead_ms(&self) -> Millis {
-        let offsets = self.faults.iter().filter_map(|fault| match fault.kind {
+        self.offsets().chain([self.skew_ms]).max().unwrap_or(0).max(0) as Millis
+    }
+
+    /// By how much clocks are set off.
+    fn offsets(&self) -> impl Iterator<Item = i64> + '_ {
+        self.faults.iter().filter_map(|fault| match fault.kind {
             Kind::Clock { offset_ms, .. } => Some(offset_ms),
             _ => None,
-        });
-        offsets.chain([self.skew_ms]).max().unwrap_or(0).max(0) as Millis
+        })
     }
 }
 

@@ -357,7 +357,7 @@ impl World {
         self.stats.checked = self.history.checked() as u64;
         let broken = self.history.check().err();
         // A count that a clock from the future has made stays above all others until its time comes.
-        let poisoned = |violation: &Violation| violation.rule == Rule::Counters && self.options.is_poisoned();
+        let poisoned = |violation: &Violation| violation.rule == Rule::Counters && self.options.clocks_are_apart();
         broken.filter(|violation| !poisoned(violation)).or(self.violation.take())
     }
 
