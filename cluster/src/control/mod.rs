@@ -287,6 +287,10 @@ pub struct Control {
     clocks_at: Millis,
     plan_at: Millis,
     refused: bool,
+    /// Whether this node led when it looked last.
+    led: bool,
+    /// A map may have been chosen that nobody knows.
+    must_read: bool,
     seed: u64,
     planted: Planted,
 }
@@ -344,6 +348,8 @@ impl Control {
             clocks_at: Millis::MAX,
             plan_at: Millis::MAX,
             refused: false,
+            led: false,
+            must_read: false,
             seed,
             planted: Planted::default(),
             settings,
@@ -593,6 +599,7 @@ impl Control {
     fn proposed(&mut self, now: Now, outcome: register::Outcome<Refusal>, out: &mut Output) {
         use register::Outcome;
         let waits = self.proposing.take().unwrap_or(Waits::Nobody);
+        self.must_read |= matches!(outcome, Outcome::Unknown);
         let refused = match &outcome {
             Outcome::Chosen(_) | Outcome::Exists(_) => None,
             Outcome::Refused(refusal) => Some(refusal.to_string()),
@@ -626,6 +633,15 @@ impl Control {
         }
         self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
         self.next_proposal(now, out);
+    }
+
+    /// Looks for a map that was chosen and that nobody heard of, since whoever proposed it died or heard too little.
+    fn read(&mut self, now: Now, out: &mut Output) {
+        self.proposing = Some(Waits::Nobody);
+        let mut wants = Vec::new();
+        if self.proposer.read(now, PROPOSE_MS, &mut wants).is_ok() {
+            self.follow(now, wants, out);
+        }
     }
 
     /// Proposes what waits, when the proposer is free.
@@ -1011,7 +1027,14 @@ impl Control {
     /// Looks for the next change, if this node leads.
     fn plan(&mut self, now: Now, out: &mut Output) {
         let Some(map) = self.map.clone() else { return };
-        if self.me == NodeNo(0) || self.leader() != Some(self.me) || self.proposer.is_busy() {
+        let leads = self.me != NodeNo(0) && self.leader() == Some(self.me);
+        self.must_read |= leads && !self.led;
+        self.led = leads;
+        if self.must_read && self.me != NodeNo(0) && !self.proposer.is_busy() {
+            self.must_read = false;
+            return self.read(now, out);
+        }
+        if !leads || self.proposer.is_busy() {
             return;
         }
         let filled = self
