@@ -291,6 +291,8 @@ pub struct Control {
     led: bool,
     /// A map may have been chosen that nobody knows.
     must_read: bool,
+    /// It is being looked for.
+    reading: bool,
     seed: u64,
     planted: Planted,
 }
@@ -350,6 +352,7 @@ impl Control {
             refused: false,
             led: false,
             must_read: false,
+            reading: false,
             seed,
             planted: Planted::default(),
             settings,
@@ -599,7 +602,8 @@ impl Control {
     fn proposed(&mut self, now: Now, outcome: register::Outcome<Refusal>, out: &mut Output) {
         use register::Outcome;
         let waits = self.proposing.take().unwrap_or(Waits::Nobody);
-        self.must_read |= matches!(outcome, Outcome::Unknown);
+        let was_reading = std::mem::take(&mut self.reading);
+        self.must_read |= matches!(outcome, Outcome::Unknown) || was_reading && outcome == Outcome::Unavailable;
         let refused = match &outcome {
             Outcome::Chosen(_) | Outcome::Exists(_) => None,
             Outcome::Refused(refusal) => Some(refusal.to_string()),
@@ -637,7 +641,7 @@ impl Control {
 
     /// Looks for a map that was chosen and that nobody heard of, since whoever proposed it died or heard too little.
     fn read(&mut self, now: Now, out: &mut Output) {
-        self.proposing = Some(Waits::Nobody);
+        (self.proposing, self.reading) = (Some(Waits::Nobody), true);
         let mut wants = Vec::new();
         if self.proposer.read(now, PROPOSE_MS, &mut wants).is_ok() {
             self.follow(now, wants, out);
@@ -834,6 +838,8 @@ impl Control {
             self.away_since.entry(no).or_insert(now.mono);
         }
         let changed = alive != self.alive;
+        // Who is gone may have left a change half made.
+        self.must_read |= self.led && changed;
         self.alive = alive;
         let isolated = self.is_isolated();
         if changed || isolated != self.isolated {
