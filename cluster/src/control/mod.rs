@@ -244,6 +244,8 @@ const PLAN_SOON_MS: Millis = 10;
 const SEND_MAP_MS: Millis = 200;
 /// Peers that are asked for a map that somebody must have.
 const ASKED_FOR_MAP: usize = 4;
+/// How often a node reads the register at most: reading must not keep it from planning.
+const READ_MS: Millis = 5000;
 /// How long a proposal may wait for its turn.
 const WAIT_MS: Millis = 5000;
 /// How long a proposal may take.
@@ -293,6 +295,8 @@ pub struct Control {
     must_read: bool,
     /// It is being looked for.
     reading: bool,
+    /// Not before this time.
+    read_at: Millis,
     seed: u64,
     planted: Planted,
 }
@@ -353,6 +357,7 @@ impl Control {
             led: false,
             must_read: false,
             reading: false,
+            read_at: 0,
             seed,
             planted: Planted::default(),
             settings,
@@ -1036,8 +1041,8 @@ impl Control {
         let leads = self.me != NodeNo(0) && self.leader() == Some(self.me);
         self.must_read |= leads && !self.led;
         self.led = leads;
-        if self.must_read && self.me != NodeNo(0) && !self.proposer.is_busy() {
-            self.must_read = false;
+        if self.must_read && self.me != NodeNo(0) && !self.proposer.is_busy() && self.read_at <= now.mono {
+            (self.must_read, self.read_at) = (false, now.mono + READ_MS);
             return self.read(now, out);
         }
         if !leads || self.proposer.is_busy() {
