@@ -14,8 +14,8 @@
 //! - The node is wrong when more than half of all, itself included, agree with each other to [`BOUND_MS`], and it differs from the
 //!   middle of all by more than that. With two nodes, or when no such majority is there, nobody knows who is right: that is told,
 //!   and nothing else.
-//! - It is right again when it differs from such a middle by less than [`AGREED_MS`]; as long as nobody can tell, it stays wrong. What is kept of a peer is how its wall clock relates to our
-//!   monotonic one, so a clock that is mended is seen at once.
+//! - It is right again when it differs from such a middle by less than [`AGREED_MS`]; as long as nobody can tell, it stays wrong.
+//!   What is kept of a peer is how its wall clock relates to our monotonic one, so a clock that is mended is seen at once.
 //!
 //! Not here: what quarantine means for operations ([`crate::shards`]) and for the map ([`crate::planner`]).
 

@@ -198,6 +198,8 @@ enum Waits {
     Peer(SocketAddr, u64),
     /// An operator at this node.
     Operator(u64),
+    /// This node, which looks for a map that nobody heard of.
+    Reading,
     /// The planner, or nobody.
     Nobody,
 }
@@ -293,8 +295,6 @@ pub struct Control {
     led: bool,
     /// A map may have been chosen that nobody knows.
     must_read: bool,
-    /// It is being looked for.
-    reading: bool,
     /// Not before this time.
     read_at: Millis,
     seed: u64,
@@ -356,7 +356,6 @@ impl Control {
             refused: false,
             led: false,
             must_read: false,
-            reading: false,
             read_at: 0,
             seed,
             planted: Planted::default(),
@@ -607,8 +606,8 @@ impl Control {
     fn proposed(&mut self, now: Now, outcome: register::Outcome<Refusal>, out: &mut Output) {
         use register::Outcome;
         let waits = self.proposing.take().unwrap_or(Waits::Nobody);
-        let was_reading = std::mem::take(&mut self.reading);
-        self.must_read |= matches!(outcome, Outcome::Unknown) || was_reading && outcome == Outcome::Unavailable;
+        let failed_to_read = waits == Waits::Reading && outcome == Outcome::Unavailable;
+        self.must_read |= outcome == Outcome::Unknown || failed_to_read;
         let refused = match &outcome {
             Outcome::Chosen(_) | Outcome::Exists(_) => None,
             Outcome::Refused(refusal) => Some(refusal.to_string()),
@@ -638,7 +637,7 @@ impl Control {
             },
             Waits::Peer(peer, token) => self.send(peer, Body::Proposed { token, refused }, out),
             Waits::Operator(token) => out.proposed.push((token, refused.map_or(Ok(()), Err))),
-            Waits::Nobody => {}
+            Waits::Reading | Waits::Nobody => {}
         }
         self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
         self.next_proposal(now, out);
@@ -646,7 +645,7 @@ impl Control {
 
     /// Looks for a map that was chosen and that nobody heard of, since whoever proposed it died or heard too little.
     fn read(&mut self, now: Now, out: &mut Output) {
-        (self.proposing, self.reading) = (Some(Waits::Nobody), true);
+        self.proposing = Some(Waits::Reading);
         let mut wants = Vec::new();
         if self.proposer.read(now, PROPOSE_MS, &mut wants).is_ok() {
             self.follow(now, wants, out);
@@ -770,6 +769,9 @@ impl Control {
             membership.on_map(now, map.present().map(|m| m.about.id), &mut self.swim);
             self.after_gossip(now, out);
         }
+        if self.membership.is_some() {
+            self.tell_risk(out);
+        }
         self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
     }
 
@@ -853,7 +855,9 @@ impl Control {
             self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
             self.status_at = self.status_at.min(now.mono + STATUS_SOON_MS);
         }
-        self.tell_risk(out);
+        if changed {
+            self.tell_risk(out);
+        }
     }
 
     /// Tells when more shards are at risk than before, and when none is any more.
