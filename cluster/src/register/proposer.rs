@@ -12,6 +12,9 @@
 //!       └──── refused, silence ──┴────────▶ Resting ──▶ Preparing ◀─────┘
 //! ```
 //!
+//! Who is to vote on a value for the first time is prepared too, before anybody is asked to accept it. Otherwise a value
+//! could be accepted by few, and be neither chosen nor given up, because those who were to vote were gone already.
+//!
 //! A value is known to be chosen when somebody who knew said so ([`Proposer::learn`]), when majorities have it accepted at
 //! one and the same ballot, or when majorities accepted it for this proposer.
 //!
@@ -120,6 +123,8 @@ struct Preparing {
     refused: Vec<NodeNo>,
     /// Of the highest ballot shown so far.
     newest: Option<(Ballot, Known)>,
+    /// The next value, and the voters of the one before, once that is known: it waits for the promises of its own voters.
+    next: Option<(Known, Config)>,
 }
 
 #[derive(Debug)]
@@ -313,6 +318,7 @@ impl<R: Rules> Proposer<R> {
             promised: BTreeMap::new(),
             refused: Vec::new(),
             newest: None,
+            next: None,
         };
         preparing.ask(config, self.ballot, out);
         self.phase = Phase::Preparing(preparing);
@@ -331,7 +337,8 @@ impl<R: Rules> Proposer<R> {
             return;
         }
         let mut shown = Ballot::default();
-        if let Some((at, value)) = accepted {
+        // What those hold who did not vote so far was never chosen, or long ago.
+        if let Some((at, value)) = accepted.filter(|_| preparing.next.is_none()) {
             // A voter that shows what is no value has promised nothing that could be used.
             let Some(value) = read(&self.rules, value).filter(|_| at < ballot) else { return };
             shown = at;
@@ -353,8 +360,11 @@ impl<R: Rules> Proposer<R> {
 
     /// Enough promises: the newest value is what to go on from.
     fn on_prepared(&mut self, now: Now, out: &mut Vec<Output<R::Refusal>>) {
-        let Phase::Preparing(preparing) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
-        let Some((at, newest)) = preparing.newest else {
+        let Phase::Preparing(mut preparing) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        if let Some((next, before)) = preparing.next {
+            return self.accept_own(now, next, vec![before], out);
+        }
+        let Some((at, newest)) = preparing.newest.take() else {
             let first = match self.operation.as_ref().map(|operation| &operation.task) {
                 Some(Task::Create(first)) if !self.certain => read(&self.rules, first.clone()),
                 _ => None,
@@ -377,16 +387,16 @@ impl<R: Rules> Proposer<R> {
         let blind_read = reads && planted!(self, ReadsUnchosen);
         if is_known || blind || blind_read || self.quorum(&newest.head.config, same) {
             self.learned(newest, out);
-            self.on_newest(now, true, out);
+            self.on_newest(now, Some(preparing), out);
         } else {
             let configs = vec![newest.head.config.clone()];
             self.accept(now, newest, configs, true, out);
         }
     }
 
-    /// `known` is chosen and is the newest value as of the beginning of this attempt, or was chosen by it. `fresh`: the attempt's
-    /// ballot has carried no value yet.
-    fn on_newest(&mut self, now: Now, fresh: bool, out: &mut Vec<Output<R::Refusal>>) {
+    /// `known` is chosen and is the newest value as of the beginning of this attempt, or was chosen by it. `prepared`: the promises
+    /// of the attempt, whose ballot has carried no value yet.
+    fn on_newest(&mut self, now: Now, prepared: Option<Preparing>, out: &mut Vec<Output<R::Refusal>>) {
         let known = self.known.clone().expect("the newest value has just been noted");
         let again = planted!(self, AppliesAgain);
         let Some(operation) = &mut self.operation else { return };
@@ -407,19 +417,39 @@ impl<R: Rules> Proposer<R> {
         match &operation.task {
             Task::Read => self.finish(Outcome::Chosen(known.value), out),
             Task::Create(_) => self.finish(Outcome::Exists(known.value), out),
-            Task::Change(_) if !fresh => self.attempt(now, out),
-            Task::Change(change) => match self.rules.apply(&known.value, change) {
-                Err(refusal) => self.finish(Outcome::Refused(refusal), out),
-                Ok(next) => {
-                    let next = read(&self.rules, next).filter(|next| {
-                        next.head.epoch == known.head.epoch + 1 && next.head.config.may_follow(&known.head.config)
-                    });
-                    match next {
-                        Some(next) => self.accept_own(now, next, vec![known.head.config], out),
-                        None => self.finish(Outcome::Illegal, out),
-                    }
+            Task::Change(change) => {
+                let Some(preparing) = prepared else { return self.attempt(now, out) };
+                let next = match self.rules.apply(&known.value, change) {
+                    Err(refusal) => return self.finish(Outcome::Refused(refusal), out),
+                    Ok(next) => read(&self.rules, next),
+                };
+                let follows = |next: &Known| {
+                    next.head.epoch == known.head.epoch + 1 && next.head.config.may_follow(&known.head.config)
+                };
+                match next.filter(follows) {
+                    Some(next) => self.prepare_next(now, preparing, next, known.head.config, out),
+                    None => self.finish(Outcome::Illegal, out),
                 }
-            },
+            }
+        }
+    }
+
+    /// Has the voters of the next value promise as well, those who have not.
+    fn prepare_next(
+        &mut self,
+        now: Now,
+        mut preparing: Preparing,
+        next: Known,
+        before: Config,
+        out: &mut Vec<Output<R::Refusal>>,
+    ) {
+        preparing.ask(next.head.config.clone(), self.ballot, out);
+        preparing.next = Some((next, before));
+        self.phase = Phase::Preparing(preparing);
+        if self.is_reached() {
+            self.on_prepared(now, out);
+        } else {
+            self.give_way(now);
         }
     }
 
@@ -462,7 +492,7 @@ impl<R: Rules> Proposer<R> {
         let value = accepting.value.value.clone();
         self.learned(accepting.value, out);
         if accepting.found {
-            self.on_newest(now, false, out);
+            self.on_newest(now, None, out);
         } else {
             self.finish(Outcome::Chosen(value), out);
         }

@@ -274,6 +274,41 @@ fn while_voters_change_both_groups_must_agree() {
     assert_eq!(accept_sent(&out).tag, 7);
 }
 
+/// Else a value could be left with one voter, neither chosen nor given up, when those who were to vote are gone already.
+#[test]
+fn who_is_to_vote_promises_before_anybody_accepts() {
+    let value = Value::first(&[1, 2, 3]);
+    let mut one = proposer(1, &value);
+    let mut out = Vec::new();
+    let next = [3, 4, 5].map(NodeNo);
+    one.propose(at(0), Change { tag: 7, what: What::Voters(vec![3, 4, 5]) }, PATIENCE, &mut out).expect("not busy");
+    let mine = ballot_sent(&out);
+    out.clear();
+    for node in [1, 2] {
+        one.on_message(at(1), NodeNo(node), promise(mine, Some((ballot(0, 1), &value))), &mut out);
+    }
+    assert_eq!((asked(&out), ballot_sent(&out)), (vec![4, 5], mine), "those who were not asked yet");
+    out.clear();
+    one.on_message(at(1), NodeNo(3), promise(mine, Some((ballot(0, 1), &value))), &mut out);
+    assert!(out.is_empty(), "one of three");
+    // It voted long ago, and what it holds from then is not looked at.
+    let mut old = value.clone();
+    old.tag = 99;
+    one.on_message(at(1), NodeNo(4), promise(mine, Some((ballot(0, 2), &old))), &mut out);
+    assert_eq!((asked(&out), accept_sent(&out).config.next), (vec![1, 2, 3, 4, 5], next.to_vec()));
+
+    // When they do not answer nothing has changed.
+    let mut one = proposer(1, &value);
+    out.clear();
+    one.propose(at(0), Change { tag: 7, what: What::Voters(vec![3, 4, 5]) }, PATIENCE, &mut out).expect("not busy");
+    let mine = ballot_sent(&out);
+    for node in [1, 2, 3] {
+        one.on_message(at(1), NodeNo(node), promise(mine, Some((ballot(0, 1), &value))), &mut out);
+    }
+    one.on_deadline(at(PATIENCE), &mut out);
+    assert_eq!(outcome(&out), Some(&Outcome::Unavailable));
+}
+
 #[test]
 fn voters_without_a_common_group_may_not_follow() {
     let mut voters = voters();

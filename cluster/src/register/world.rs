@@ -568,7 +568,7 @@ fn planted_bugs_are_found() {
     ];
     let mut missed = Vec::new();
     for plant in plants {
-        let found = (0..2_000).find_map(|seed| World::new(seed, Some(plant)).story().err().map(|error| (seed, error)));
+        let found = (0..6_000).find_map(|seed| World::new(seed, Some(plant)).story().err().map(|error| (seed, error)));
         if found.is_none() {
             missed.push(plant);
         }

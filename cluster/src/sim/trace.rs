@@ -62,7 +62,8 @@ impl Trace {
 
     /// A line per event, a column per node, time downwards.
     pub fn drawing(&self) -> String {
-        let nodes = self.entries.iter().map(|(_, node, _)| *node + 1).filter(|&n| n < 100).max().unwrap_or(0);
+        let nodes =
+            self.entries.iter().filter(|(_, node, _)| *node < 100).map(|(_, node, _)| node + 1).max().unwrap_or(0);
         let mut text = String::from("      time ms");
         for node in 0..nodes {
             let _ = write!(text, " | {:<COLUMN$}", format!("node {node}"));

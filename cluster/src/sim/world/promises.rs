@@ -56,6 +56,7 @@ impl Story {
             fill_streams: 4,
             fill_bytes: 100 << 20,
             skew_ms: 0,
+            map_ms: 2,
             replace_after_ms: planner::Settings::default().replace_after_ms,
             moves_at_once: planner::Settings::default().moves_at_once,
             control: Control::Planes,
