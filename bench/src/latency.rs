@@ -64,6 +64,12 @@ impl Latencies {
     }
 }
 
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies::new()
+    }
+}
+
 /// The middle of some figures (the mean of the two middle ones), 0 for none.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();

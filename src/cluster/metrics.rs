@@ -10,7 +10,7 @@ use gridkv_cluster::control::watch::at_risk;
 use gridkv_cluster::membership;
 use gridkv_cluster::shards::ShardStats;
 use gridkv_net::gossip::GossipCounters;
-use gridkv_net::peer::LinkCounters;
+use gridkv_net::peer::{LinkCounters, Priority};
 
 use super::{ClusterView, plane};
 use crate::cores::CoreRc;
@@ -55,7 +55,7 @@ fn numbers(core: &CoreRc) -> Option<CoreNumbers> {
 }
 
 /// Every number of a core.
-static NUMBERS: [Number<CoreNumbers>; 48] = [
+static NUMBERS: [Number<CoreNumbers>; 52] = [
     number!(Counter "cluster_operations_total" "Operations on replicated keys begun.", machines.coordinator.begun),
     number!(Gauge "cluster_operations_under_way" "Operations that wait for replicas.", machines.coordinator.under_way),
     number!(Counter "cluster_operations_unknown_total" "Writes that ended without knowing whether they were done.",
@@ -126,6 +126,14 @@ static NUMBERS: [Number<CoreNumbers>; 48] = [
     number!(Counter "cluster_received_bytes_total" "Bytes of messages received from peers.", links.bytes_in),
     number!(Counter "cluster_sent_messages_total" "Messages to peers handed to links.", links.frames_out),
     number!(Counter "cluster_sent_bytes_total" "Bytes of messages to peers handed to links.", links.bytes_out),
+    number!(Counter "cluster_sent_background_bytes_total" "Of these: questions of filling, repair and purging, and hints.",
+        links.bytes_out_at[Priority::Background as usize]),
+    number!(Counter "cluster_sent_request_bytes_total" "Of these: parts of clients' operations.",
+        links.bytes_out_at[Priority::Request as usize]),
+    number!(Counter "cluster_sent_answer_bytes_total" "Of these: answers to peers.",
+        links.bytes_out_at[Priority::Answer as usize]),
+    number!(Counter "cluster_sent_control_bytes_total" "Of these: the control plane's.",
+        links.bytes_out_at[Priority::Control as usize]),
     number!(Counter "cluster_links_full_total" "Messages not taken because a link was full.", links.full),
 ];
 

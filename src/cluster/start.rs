@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use gridkv_cluster::control::{Event, Start};
-use gridkv_cluster::map::{Candidate, Map};
+use gridkv_cluster::map::Candidate;
 use gridkv_cluster::quorum::Quorums;
 use gridkv_cluster::register::Ballot;
 use gridkv_net::peer::Identity;
@@ -51,18 +51,13 @@ pub(crate) fn prepare(
             .into());
     }
     let shards = config.shards.get();
-    let mut remembered = opened.remembered;
-    if remembered.map.is_none()
-        && let Some((_, value)) = &remembered.voter.accepted
-    {
-        // It stopped between its promise and its first map. What it accepted says at least which cluster it belongs to.
-        remembered.map = Map::decode(value).ok();
-    }
-    if remembered.map.is_none() && remembered.voter.promised != Ballot::default() && cluster.seeds.is_empty() {
+    let remembered = opened.remembered;
+    let known = remembered.known();
+    if known.is_none() && remembered.voter.promised != Ballot::default() && cluster.seeds.is_empty() {
         let text = "its directory holds a vote in a cluster that it does not remember, and it has no seeds".to_owned();
         return Err(StartError::Cluster { why: text }.into());
     }
-    if let Some(map) = remembered.map.as_ref().filter(|map| map.placements.len() != usize::from(shards)) {
+    if let Some(map) = known.as_ref().filter(|map| map.placements.len() != usize::from(shards)) {
         let text = format!("its directory belongs to a cluster with {} shards, not {shards}", map.placements.len());
         return Err(StartError::Cluster { why: text }.into());
     }
@@ -86,7 +81,7 @@ pub(crate) fn prepare(
         weight: cluster.weight,
     };
     let identity = Identity {
-        cluster: remembered.map.as_ref().map_or(0, |map| map.cluster),
+        cluster: known.as_ref().map_or(0, |map| map.cluster),
         number: 0,
         node: opened.id.0,
         boot: opened.boot,
@@ -94,7 +89,7 @@ pub(crate) fn prepare(
         cores: cores as u16,
         peer: advertised,
     };
-    let remembered_seed = remembered.map.as_ref().map(|map| map.seed);
+    let remembered_seed = known.map(|map| map.seed);
     let (verdict_to, verdict) = flume::bounded(4);
     let (events_to, events) = flume::bounded(EVENTS);
     let opening = Opening {

@@ -26,9 +26,12 @@ const ANSWER: Duration = Duration::from_secs(10);
 const TOGETHER: u64 = 50;
 /// Bytes of an entry beside its key and value: its hash, version, expiry and lengths.
 const HEAD: u64 = 48;
+/// How long the load is watched while nothing moves.
+const REST: Duration = Duration::from_secs(3);
 /// The bars.
 const MOVED: f64 = 1.2;
 const BALANCE: f64 = 1.05;
+const SLOWER: f64 = 2.0;
 
 /// Two nodes join three, and one is drained, under load
 #[derive(Clone, Debug, clap::Args)]
@@ -55,12 +58,20 @@ struct Change {
     copies: usize,
     moved: u64,
     ideal: u64,
+    /// While it went on.
     seen: Seen,
+    /// After it, with the same nodes.
+    rest: Seen,
 }
 
 impl Change {
     fn ratio(&self) -> f64 {
         self.moved as f64 / self.ideal.max(1) as f64
+    }
+
+    /// How much longer than at rest operations take, of a hundred the longest but one.
+    fn slower(&self) -> f64 {
+        self.seen.took.at_us(0.99) / self.rest.took.at_us(0.99).max(1.0)
     }
 }
 
@@ -75,7 +86,7 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     fill(args, nodes)?;
     eprintln!("3 nodes, {} entries of {}", args.entries, units::bytes(args.entry_size as f64));
     let load = Load::start(&args.load, nodes.clients(), 3);
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(REST);
     let mut all = load.take();
     eprintln!("before: {}", counts_in_words(&all));
     let mut done = Vec::new();
@@ -100,7 +111,7 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     all.add(&rest);
     let last = rested.check(&nodes.live());
     let gone = missing(args, nodes)?;
-    done.iter().for_each(|change| all.add(&change.seen));
+    done.iter().flat_map(|change| [&change.seen, &change.rest]).for_each(|seen| all.add(seen));
     let mut verdict = Verdict::default();
     verdict.clean(&all, &last);
     verdict.check("entries that are gone", gone == 0, format!("{gone} of {}", args.entries));
@@ -108,13 +119,16 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     verdict.check("bytes moved", worst <= MOVED, format!("{worst:.2}x of {MOVED}x ideal"));
     let errors: u64 = all.errors.values().sum();
     verdict.check("errors of clients", errors == 0, all.errors_in_words());
+    let slower = done.iter().map(Change::slower).fold(0.0, f64::max);
+    verdict.check("p99 beside that at rest", slower <= SLOWER, format!("{slower:.2}x of {SLOWER}x"));
     verdict.check("max/mean shards", balance <= BALANCE, format!("{balance:.3} of {BALANCE}; {held:?}"));
     let each = done.iter().map(|change| {
         json!({"change": change.name, "seconds": change.seconds, "copies": change.copies, "moved_bytes": change.moved,
                "ideal_bytes": change.ideal, "errors": change.seen.errors,
-               "longest_s": change.seen.longest.as_secs_f64()})
+               "longest_s": change.seen.longest(), "took": change.seen.took.percentiles(),
+               "took_at_rest": change.rest.took.percentiles()})
     });
-    let longest = Figures::of("longest_s", "longest operation", &done, |change| change.seen.longest.as_secs_f64());
+    let longest = Figures::of("longest_s", "longest operation", &done, |change| change.seen.longest());
     let more = json!({"changes": each.collect::<Vec<_>>(), "shards_per_node": held});
     Ok(super::tell(args.json, &[longest], &all, &verdict, more))
 }
@@ -137,12 +151,17 @@ fn change(
     let entry = args.entry_size as u64 + HEAD + key(0).len() as u64;
     let ideal = new as u64 * args.entries * entry / u64::from(args.each.shards());
     let moved = self::sent(nodes)? - sent;
-    let change = Change { name, seconds, copies: new, moved, ideal, seen: load.take() };
+    let seen = load.take();
+    std::thread::sleep(REST);
+    let change = Change { name, seconds, copies: new, moved, ideal, seen, rest: load.take() };
+    let ms = |seen: &Seen| seen.took.at_us(0.99) / 1e3;
     eprintln!(
-        "{name}: {seconds:.2} s, {new} copies, {} moved, {:.2}x ideal, longest operation {:.2} s; {}",
+        "{name}: {seconds:.2} s, {new} copies, {} moved, {:.2}x ideal, p99 {:.2} ms, at rest {:.2} ms, longest {:.2} s; {}",
         units::bytes(moved as f64),
         change.ratio(),
-        change.seen.longest.as_secs_f64(),
+        ms(&change.seen),
+        ms(&change.rest),
+        change.seen.longest(),
         counts_in_words(&change.seen)
     );
     Ok(change)

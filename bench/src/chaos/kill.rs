@@ -87,7 +87,7 @@ fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
             "kill {:>2}: node {node}, seen after {first:.2} s by one and {last:.2} s by all, whole {whole:.2} s after its \
              restart, longest operation {:.2} s; {}",
             at + 1,
-            seen.longest.as_secs_f64(),
+            seen.longest(),
             counts_in_words(&seen)
         );
         all.add(&seen);
@@ -130,7 +130,7 @@ fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
     let first = Figures::of("detected_first_s", "seen by the first survivor", kills, |kill| kill.first);
     let detected = Figures::of("detected_s", "seen by all survivors", kills, |kill| kill.all);
     let whole = Figures::of("whole_s", "whole after the restart", kills, |kill| kill.whole);
-    let longest = Figures::of("longest_s", "longest operation", kills, |kill| kill.seen.longest.as_secs_f64());
+    let longest = Figures::of("longest_s", "longest operation", kills, |kill| kill.seen.longest());
     let mut verdict = Verdict::default();
     verdict.check("kills made", kills.len() == args.kills, format!("{} of {}", kills.len(), args.kills));
     verdict.clean(all, last);
@@ -140,7 +140,7 @@ fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
     verdict.check("longest operation", most <= LONGEST, format!("{most:.2} s of {LONGEST} s"));
     let each = kills.iter().map(|kill| {
         json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
-               "longest_s": kill.seen.longest.as_secs_f64(), "counts": kill.seen.total(), "errors": kill.seen.errors})
+               "longest_s": kill.seen.longest(), "counts": kill.seen.total(), "errors": kill.seen.errors})
     });
     let more = json!({"nodes": args.nodes, "kills": each.collect::<Vec<_>>()});
     super::tell(args.json, &[first, detected, whole, longest], all, &verdict, more)

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::ledger::{Contradiction, Ending, Ledger};
+use crate::latency::Latencies;
 use crate::link::{Answer, Link};
 use crate::options::count;
 use crate::random::Random;
@@ -85,8 +86,8 @@ pub(super) struct Seen {
     pub(super) errors: BTreeMap<String, u64>,
     /// An example of each.
     pub(super) examples: BTreeMap<String, String>,
-    /// The longest operation.
-    pub(super) longest: Duration,
+    /// How long operations took, whatever came of them.
+    pub(super) took: Latencies,
     /// Reads that contradict what was acknowledged, by kind.
     pub(super) lost: u64,
     pub(super) resurrected: u64,
@@ -107,6 +108,11 @@ impl Seen {
         total
     }
 
+    /// Seconds of the longest operation.
+    pub(super) fn longest(&self) -> f64 {
+        self.took.max_us() / 1e6
+    }
+
     /// Whether nothing was contradicted.
     pub(super) fn is_clean(&self) -> bool {
         self.lost + self.resurrected + self.unmade == 0
@@ -119,7 +125,7 @@ impl Seen {
         for (kind, example) in &other.examples {
             self.examples.entry(kind.clone()).or_insert_with(|| example.clone());
         }
-        self.longest = self.longest.max(other.longest);
+        self.took.add(&other.took);
         self.lost += other.lost;
         self.resurrected += other.resurrected;
         self.unmade += other.unmade;
@@ -337,7 +343,7 @@ impl Client {
             self.links[node] = None;
         }
         let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
-        seen.longest = seen.longest.max(took);
+        seen.took.record(took.as_nanos() as u64, 1);
         let ledger = &mut self.keys[key];
         let time = (start - self.shared.start, start + took - self.shared.start);
         let ending = match &answer {

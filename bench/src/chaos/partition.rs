@@ -127,7 +127,7 @@ fn splits(args: &Args, network: &Network, nodes: &mut Nodes) -> Result<bool, Fai
             of(&split.majority),
             split.rejoined,
             split.whole,
-            split.all.longest.as_secs_f64(),
+            split.all.longest(),
             counts_in_words(&split.all)
         );
         all.add(&split.all);
@@ -219,13 +219,13 @@ fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
     verdict.check("minority refuses", minority == splits.len(), format!("{minority} of {} {what}", splits.len()));
     let silent: u64 = all.counts.iter().map(|counts| counts.cut).sum();
     verdict.check("clear errors", silent == 0, format!("{silent} without an answer; {}", all.errors_in_words()));
-    let longest = all.longest.as_secs_f64();
+    let longest = all.longest();
     verdict.check("longest operation", longest <= LONGEST, format!("{longest:.2} s of {LONGEST} s"));
     let side =
         |side: &Side| json!({"nodes": side.nodes, "shards": side.shards, "done": side.share(), "counts": side.counts});
     let each = splits.iter().map(|split| {
         json!({"minority": side(&split.minority), "majority": side(&split.majority), "rejoined_s": split.rejoined,
-               "whole_s": split.whole, "longest_s": split.all.longest.as_secs_f64(), "errors": split.all.errors})
+               "whole_s": split.whole, "longest_s": split.all.longest(), "errors": split.all.errors})
     });
     let more = json!({"nodes": args.nodes, "splits": each.collect::<Vec<_>>()});
     super::tell(args.json, &[rejoined, whole], all, &verdict, more)

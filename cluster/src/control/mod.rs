@@ -73,6 +73,15 @@ pub struct Remembered {
     pub voter: register::State,
 }
 
+impl Remembered {
+    /// A map of the cluster that it belongs to: the last that it adopted, or else one that it has only voted for. The latter says which
+    /// cluster it is and whom to ask, but nobody may act upon it: it need not be chosen.
+    pub fn known(&self) -> Option<Map> {
+        let accepted = || self.voter.accepted.as_ref().and_then(|(_, value)| Map::decode(value).ok());
+        self.map.clone().or_else(accepted)
+    }
+}
+
 /// What a control plane starts with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -314,8 +323,20 @@ impl std::fmt::Debug for Control {
 
 impl Control {
     /// The control plane of one life. `seed` feeds its pauses and phases.
-    pub fn new(settings: Settings, remembered: Remembered, seed: u64) -> Control {
-        let cluster = match (&remembered.map, &settings.start) {
+    pub fn new(mut settings: Settings, remembered: Remembered, seed: u64) -> Control {
+        let known = remembered.known();
+        if let (None, Some(voted)) = (&remembered.map, &known)
+            && voted.epoch > 1
+        {
+            // It stopped before its first map was on disk. Those in the map that it voted for know what was chosen.
+            let seeds = match &settings.start {
+                Start::Join(seeds) => seeds.as_slice(),
+                Start::Found { .. } => &[],
+            };
+            let others = voted.present().map(|m| m.about.peer).filter(|peer| !seeds.contains(peer));
+            settings.start = Start::Join(seeds.iter().copied().chain(others).collect());
+        }
+        let cluster = match (&known, &settings.start) {
             (Some(map), _) => map.cluster,
             (None, Start::Found { cluster, .. }) => *cluster,
             (None, Start::Join(_)) => 0,

@@ -420,6 +420,29 @@ fn a_machine_that_was_replaced_has_no_vote() {
     assert!(out.disk.iter().any(|step| step.voter.is_some() && step.then.is_some()));
 }
 
+/// It stopped before its first map was on disk, and what it voted for was never chosen. It must neither act upon it nor pass
+/// it on; but it knows whom to ask, although it was started without seeds.
+#[test]
+fn what_a_voter_only_voted_for_is_no_map() {
+    let mut world = World::default();
+    world.three();
+    world.kill(3);
+    let chosen = world.nodes[&candidate(1, 0).peer].map().unwrap().clone();
+    let voted = chosen.apply(&Change::Drain(NodeNo(1), true)).unwrap();
+    let disk = world.disks.get_mut(&NodeId(3)).unwrap();
+    disk.map = None;
+    disk.voter.accepted = Some((register::Ballot { counter: 1, node: NodeNo(3), boot: 1 }, voted.encode()));
+    let (alone, others) = (candidate(3, 0).peer, [candidate(1, 0).peer, candidate(2, 0).peer]);
+    world.cut = others.iter().flat_map(|&at| [(at, alone), (alone, at)]).collect();
+    world.start(3, 2, founder());
+    assert!(!world.run_until(10_000, |world| world.nodes[&alone].map().is_some()), "nobody has told it a map");
+    assert_eq!(world.nodes[&alone].proposer.chosen(), None);
+    world.cut.clear();
+    assert!(world.run_until(60_000, |world| world.at_rest(3, 3)), "{:?}", world.nodes);
+    let map = world.nodes[&alone].map().unwrap();
+    assert!(map.cluster == 77 && map.present().all(|m| m.standing == crate::map::Standing::Up), "{map:?}");
+}
+
 /// A machine is replaced while those whom it asked to admit it are cut off. Its request must not reach the map when they are back: it
 /// would take its address away from the machine that is there now.
 #[test]

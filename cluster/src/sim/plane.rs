@@ -18,9 +18,6 @@ use crate::quorum::Quorums;
 use crate::register::{self, slots};
 use crate::{membership, planner};
 
-/// Nodes that a new one asks for its admission.
-const SEEDS: usize = 3;
-
 /// A running control plane with what its driver keeps.
 #[derive(Debug)]
 pub struct Plane {
@@ -97,8 +94,7 @@ impl Disk {
 
     /// What the next life starts with.
     fn remembered(&self, planted: Planted) -> Remembered {
-        let accepted = || self.voter.accepted.as_ref().and_then(|(_, value)| Map::decode(value).ok());
-        let map = self.map.as_ref().map(|map| (**map).clone()).or_else(accepted);
+        let map = self.map.as_ref().map(|map| (**map).clone());
         let voter = if planted.has(Bug::VoterForgets) { register::State::default() } else { self.voter.clone() };
         Remembered { map, voter }
     }
@@ -137,8 +133,16 @@ fn candidate(id: NodeId, boot: u64, index: usize, cores: usize) -> Candidate {
 }
 
 impl Plane {
-    /// The control plane of a process that starts, on what its disk holds. `found`: it is the one that founds the cluster.
-    pub fn start(options: &Options, disk: &mut Disk, index: usize, wall: Millis, planted: Planted, seed: u64) -> Plane {
+    /// The control plane of a process that starts, on what its disk holds, and asks these nodes first.
+    pub fn start(
+        options: &Options,
+        disk: &mut Disk,
+        index: usize,
+        seeds: &[usize],
+        wall: Millis,
+        planted: Planted,
+        seed: u64,
+    ) -> Plane {
         disk.boot = match planted.has(Bug::SameLife) && disk.boot > 0 {
             true => disk.boot,
             false => wall.max(disk.boot + 1),
@@ -146,7 +150,7 @@ impl Plane {
         let quorums = options.quorums;
         let start = match disk.id == NodeId(1) {
             true => Start::Found { cluster: options.seed.max(1), seed: options.seed, shards: options.shards, quorums },
-            false => Start::Join((0..options.nodes.min(SEEDS)).filter(|&at| at != index).map(address).collect()),
+            false => Start::Join(seeds.iter().copied().map(address).collect()),
         };
         let gossip = &options.gossip;
         let settings = Settings {

@@ -259,6 +259,8 @@ pub struct LinkCounters {
     pub frames_out: u64,
     /// Bytes of their bodies.
     pub bytes_out: u64,
+    /// Of these, what was sent at each [`Priority`], in its order.
+    pub bytes_out_at: [u64; 4],
     /// Messages not taken because a link was full.
     pub full: u64,
 }
@@ -874,6 +876,7 @@ impl Links {
         link.out_frames += 1;
         self.counters.frames_out += 1;
         self.counters.bytes_out += body as u64;
+        self.counters.bytes_out_at[priority as usize] += body as u64;
         self.mark(id);
         Ok(())
     }

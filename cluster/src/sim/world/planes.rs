@@ -33,6 +33,8 @@ use crate::sim::plane::{Disk, Job, Plane, address, index_of, no_map};
 
 /// Ballots whose votes are counted at a time.
 const BALLOTS: usize = 256;
+/// Nodes that a new one asks for its admission.
+const SEEDS: usize = 3;
 /// How long after one machine was replaced another one may be.
 const REPLACED: u64 = 8_000_000;
 
@@ -132,7 +134,10 @@ impl World {
         self.nodes[node].start(&self.options, &map, planted);
         let (boot, wall) = (self.nodes[node].boot, self.nodes[node].wall(self.time));
         let seed = self.random.next();
-        let plane = Plane::start(&self.options, &mut self.nodes[node].disk, node, wall, planted, seed);
+        // The operator names nodes that are still there.
+        let others = (0..self.nodes.len()).filter(|&other| other != node && !self.nodes[other].gone);
+        let seeds: Vec<usize> = others.take(SEEDS).collect();
+        let plane = Plane::start(&self.options, &mut self.nodes[node].disk, node, &seeds, wall, planted, seed);
         self.nodes[node].plane = Some(plane);
         self.trace.note(self.time, node, None, || format!("starts, life {boot}"));
         self.push(500 * MS, What::Sweep { node, boot });
