@@ -41,6 +41,16 @@ pub struct Sender {
     pub epoch: u64,
 }
 
+/// Shows the node that issued it that whoever has it was there a moment ago. A request to be admitted may be old: it waits where a
+/// process stands still, and is read when another machine has the sender's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The life that issued it.
+    pub boot: u64,
+    /// When, on its monotonic clock, in milliseconds.
+    pub at: u64,
+}
+
 /// What is said.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Body {
@@ -48,8 +58,10 @@ pub enum Body {
     Register { to: NodeNo, from: NodeNo, message: RegisterMessage },
     /// Of the membership.
     Gossip(Vec<u8>),
-    /// The sender wants to be admitted.
-    Join(Candidate),
+    /// The sender wants to be admitted. With the ticket that it was sent, if it was sent one.
+    Join { candidate: Candidate, ticket: Option<Ticket> },
+    /// Ask again, with this ticket.
+    JoinAgain(Ticket),
     /// It is not admitted, for this reason; asking again does not help.
     Refused(String),
     /// It is not admitted as long as another process with its id is there, at this address.
@@ -127,6 +139,7 @@ mod tests {
             Body::ClockAsked { sent: 5 },
             Body::ClockTold { sent: 5, wall: 1 << 41 },
             Body::Refused("no".into()),
+            Body::JoinAgain(Ticket { boot: 3, at: 17 }),
         ];
         for body in bodies {
             let bytes = envelope(body.clone()).encode();

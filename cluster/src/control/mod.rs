@@ -13,7 +13,7 @@
 //! ```
 //!
 //! - **Joining.** A node that was given seeds asks one after the other to propose its admission, until it sees a map that names this
-//!   life. A node without seeds founds a cluster. Either way it serves nothing before it has a chosen map that names it.
+//!   life. Who is asked sends a [`Ticket`] first, so that nobody is admitted who has gone meanwhile. A node without seeds founds a cluster. Either way it serves nothing before it has a chosen map that names it.
 //! - **Learning.** Only chosen values are maps. Whoever had one chosen sends it to everybody; who missed it sees the epoch in
 //!   the next message of any peer, and asks.
 //! - **Leading.** The lowest voter that is alive plans. That is a convention which saves work, nothing depends on it: two
@@ -43,7 +43,7 @@ use crate::planted::{Bug, Planted};
 use crate::quorum::Quorums;
 use crate::register::{self, Acceptor, Head, Proposer, RegisterMessage, Rules};
 use clocks::Clocks;
-use message::{Body, Envelope, Sender};
+use message::{Body, Envelope, Sender, Ticket};
 use watch::Moved;
 
 /// How a node comes to its cluster.
@@ -235,6 +235,8 @@ struct Status {
 const MAX_WAITING: usize = 256;
 /// How often a node that is not a member asks.
 const JOIN_MS: Millis = 500;
+/// How long a ticket is good for.
+const TICKET_MS: Millis = 2000;
 /// Members that are asked at a time.
 const JOIN_AT_ONCE: usize = 3;
 /// Rounds of asking in vain, after which a node that was a member before proposes its admission itself: all others may be
@@ -473,7 +475,7 @@ impl Control {
         let Ok(Envelope { sender, body }) = Envelope::decode(bytes) else { return };
         if let Err(text) = self.fits(&sender) {
             // A stranger is told why; somebody who refuses us is believed below.
-            if matches!(body, Body::Join(_)) {
+            if matches!(body, Body::Join { .. }) {
                 self.send(sender.peer, Body::Refused(text), out);
                 return;
             }
@@ -489,7 +491,13 @@ impl Control {
                     self.after_gossip(now, out);
                 }
             }
-            Body::Join(candidate) => self.on_join(now, candidate, out),
+            Body::Join { candidate, ticket } => self.on_join(now, candidate, ticket, out),
+            Body::JoinAgain(ticket) => {
+                if self.me == NodeNo(0) && !self.refused {
+                    let candidate = self.settings.about.clone();
+                    self.send(sender.peer, Body::Join { candidate, ticket: Some(ticket) }, out);
+                }
+            }
             Body::Refused(text) => {
                 if self.me == NodeNo(0) && !self.refused {
                     self.refused = true;
@@ -708,7 +716,7 @@ impl Control {
         self.ask(now, change, Waits::Operator(token), out);
     }
 
-    fn on_join(&mut self, now: Now, candidate: Candidate, out: &mut Output) {
+    fn on_join(&mut self, now: Now, candidate: Candidate, ticket: Option<Ticket>, out: &mut Output) {
         let Some(map) = self.map.as_ref().filter(|_| self.me != NodeNo(0)) else { return };
         let admitted =
             map.life_of(candidate.id).is_some_and(|m| m.about.boot == candidate.boot && m.about == candidate);
@@ -720,6 +728,10 @@ impl Control {
         let twin = map.life_of(candidate.id).filter(|m| self.alive.contains(&m.no) && m.about.peer != candidate.peer);
         if let Some(twin) = twin.map(|twin| twin.about.peer) {
             return self.send(candidate.peer, Body::Taken(twin), out);
+        }
+        let boot = self.settings.about.boot;
+        if !ticket.is_some_and(|ticket| ticket.boot == boot && ticket.at + TICKET_MS >= now.mono) {
+            return self.send(candidate.peer, Body::JoinAgain(Ticket { boot, at: now.mono }), out);
         }
         let waits = Waits::Joiner(candidate.peer, candidate.id);
         self.ask(now, Change::Admit(candidate), waits, out);
@@ -1008,7 +1020,7 @@ impl Control {
         seeds.retain(|&seed| seed != about.peer);
         for _ in 0..seeds.len().min(JOIN_AT_ONCE) {
             self.next_seed = (self.next_seed + 1) % seeds.len();
-            self.send(seeds[self.next_seed], Body::Join(about.clone()), out);
+            self.send(seeds[self.next_seed], Body::Join { candidate: about.clone(), ticket: None }, out);
         }
     }
 

@@ -420,6 +420,46 @@ fn a_machine_that_was_replaced_has_no_vote() {
     assert!(out.disk.iter().any(|step| step.voter.is_some() && step.then.is_some()));
 }
 
+/// A node that was asked stood still for long, and meanwhile another machine came to the address of the one that had asked. Admitting
+/// the first one now would end the life of the second.
+#[test]
+fn who_asked_long_ago_is_not_admitted() {
+    let mut world = World::default();
+    world.three();
+    let (asked, first) = (candidate(1, 0).peer, candidate(4, 1));
+    let about = first.clone();
+    let settings = Settings {
+        start: seeds(),
+        shards: 32,
+        about,
+        membership: membership::Settings::default(),
+        planner: planner::Settings::default(),
+    };
+    let (now, mut out) = (world.clock(), Output::default());
+    let mut newcomer = Control::new(settings, Remembered::default(), 5);
+    newcomer.on_deadline(now, &mut out);
+    let (to, bytes) = out.messages.remove(0);
+    assert_eq!(to, asked);
+    out = Output::default();
+    world.nodes.get_mut(&asked).unwrap().on_message(now, &bytes, &mut out);
+    let again = |(_, bytes): &(SocketAddr, Vec<u8>)| {
+        matches!(Envelope::decode(bytes), Ok(Envelope { body: Body::JoinAgain(_), .. })).then(|| bytes.clone())
+    };
+    let ticket = out.messages.iter().find_map(again).expect("a ticket");
+    out = Output::default();
+    newcomer.on_message(now, &ticket, &mut out);
+    let late = out.messages.remove(0).1;
+
+    world.start_as(Candidate { id: NodeId(44), ..first }, seeds());
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)), "{:?}", world.nodes);
+    for bytes in [bytes, late] {
+        world.push(asked, asked, What::Message(bytes));
+        assert!(!world.run_until(10_000, |_| false) && world.at_rest(4, 3));
+    }
+    assert!(world.nodes[&asked].map().unwrap().life_of(NodeId(4)).is_none());
+    assert!(!world.events.contains(&(NodeId(44), Event::Expelled)));
+}
+
 /// It stopped before its first map was on disk, and what it voted for was never chosen. It must neither act upon it nor pass
 /// it on; but it knows whom to ask, although it was started without seeds.
 #[test]

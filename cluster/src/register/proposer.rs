@@ -277,8 +277,7 @@ impl<R: Rules> Proposer<R> {
     pub fn on_deadline(&mut self, now: Now, out: &mut Vec<Output<R::Refusal>>) {
         let Some(operation) = &self.operation else { return };
         if now.mono >= operation.deadline {
-            let outcome = if operation.open.is_some() { Outcome::Unknown } else { Outcome::Unavailable };
-            self.finish(outcome, out);
+            self.give_up(out);
         } else if self.next_deadline().is_some_and(|at| now.mono >= at) {
             self.attempt(now, out);
         }
@@ -299,6 +298,10 @@ impl<R: Rules> Proposer<R> {
     /// A new ballot, and the voters of the newest configuration known are asked.
     fn attempt(&mut self, now: Now, out: &mut Vec<Output<R::Refusal>>) {
         let Some(operation) = &mut self.operation else { return };
+        if now.mono >= operation.deadline {
+            // Answers that waited while this process stood still have led here.
+            return self.give_up(out);
+        }
         operation.attempts += 1;
         let config = match (&self.known, &operation.task) {
             (Some(known), _) => known.head.config.clone(),
@@ -577,6 +580,12 @@ impl<R: Rules> Proposer<R> {
             (self.known, self.certain) = (Some(value), true);
         }
         newer
+    }
+
+    /// The time of the operation is over.
+    fn give_up(&mut self, out: &mut Vec<Output<R::Refusal>>) {
+        let is_open = self.operation.as_ref().is_some_and(|operation| operation.open.is_some());
+        self.finish(if is_open { Outcome::Unknown } else { Outcome::Unavailable }, out);
     }
 
     fn finish(&mut self, outcome: Outcome<R::Refusal>, out: &mut Vec<Output<R::Refusal>>) {

@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_few_seeds() {
         for seed in 1..=3 {
-            let run = run(&Options::calm(seed, 5), Planted::default());
+            let run = run(&Options::calm(seed, 30), Planted::default());
             assert_eq!(run.violation, None, "calm seed {seed}");
             assert!(run.stats.ended[0] > 20 * (run.stats.ended[1] + run.stats.ended[2]), "{:?}", run.stats);
         }
