@@ -204,6 +204,8 @@ pub struct World {
     maps: BTreeMap<u64, Arc<Map>>,
     /// With control planes: what the voters have on their disks, and the newest map that any node knows.
     votes: planes::Votes,
+    /// When a leader last missed a member.
+    missed: BTreeMap<NodeNo, u64>,
     newest: Arc<Map>,
     /// Whom the operator has told to empty itself.
     draining: Vec<usize>,
@@ -250,6 +252,7 @@ impl World {
             changed_at: 0,
             maps: BTreeMap::new(),
             votes: planes::Votes::default(),
+            missed: BTreeMap::new(),
             newest: plane::no_map(options),
             draining: Vec::new(),
             history: History {

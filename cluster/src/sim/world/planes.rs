@@ -23,7 +23,7 @@ use gridkv_engine::hash::ShardId;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{AUTHORITY, MS, What, World};
-use crate::control::{Event, Output};
+use crate::control::{Control, Event, Output};
 use crate::ids::{NodeId, NodeNo};
 use crate::map::{Change, Map, Standing};
 use crate::register::{Ballot, slots};
@@ -35,6 +35,8 @@ use crate::sim::plane::{Disk, Job, Plane, address, index_of, no_map};
 const BALLOTS: usize = 256;
 /// Nodes that a new one asks for its admission.
 const SEEDS: usize = 3;
+/// How long a proposal may wait and take.
+const GIVEN_UP: u64 = 8_000_000;
 /// How long after one machine was replaced another one may be.
 const REPLACED: u64 = 8_000_000;
 
@@ -443,11 +445,25 @@ impl World {
 
     // --- faults and the operator ------------------------------------------------------------------------------------
 
-    /// Whether all that lead believe that a life can be reached.
-    pub(super) fn leaders_see(&self, no: NodeNo) -> bool {
+    /// Those that believe that they lead.
+    fn leaders(&self) -> impl Iterator<Item = &Control> {
         let planes = self.nodes.iter().filter_map(|node| node.plane.as_ref()).map(|plane| &plane.control);
-        let mut leaders = planes.filter(|control| control.me() != NodeNo(0) && control.leader() == Some(control.me()));
-        leaders.all(|control| control.alive().contains(&no))
+        planes.filter(|control| control.me() != NodeNo(0) && control.leader() == Some(control.me()))
+    }
+
+    /// Whether all that lead believe that a life can be reached, and have believed so for longer than it takes to give one up: it may
+    /// be back, and no longer be wanted.
+    pub(super) fn leaders_see(&self, no: NodeNo) -> bool {
+        let lately = self.missed.get(&no).is_some_and(|&at| at + GIVEN_UP > self.time);
+        !lately && self.leaders().all(|control| control.alive().contains(&no))
+    }
+
+    /// Remembers whom a leader misses.
+    fn note_missed(&mut self) {
+        let present: Vec<NodeNo> = self.newest.present().map(|m| m.no).collect();
+        let is_missed = |no: &NodeNo| self.leaders().any(|control| !control.alive().contains(no));
+        let missed: Vec<NodeNo> = present.into_iter().filter(is_missed).collect();
+        self.missed.extend(missed.into_iter().map(|no| (no, self.time)));
     }
 
     /// A machine goes, and another one comes in its place. Its vote is lost, so this waits until no other vote is.
@@ -500,6 +516,7 @@ impl World {
     }
 
     pub(super) fn operate(&mut self) {
+        self.note_missed();
         let map = self.newest.clone();
         for node in self.draining.clone() {
             let id = self.nodes[node].id;
