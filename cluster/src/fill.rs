@@ -17,7 +17,8 @@
 //!
 //! With it comes the floor of its sources: what they refuse is refused here too.
 //!
-//! Bounds: shards at once, bytes per second, one question each. When too few sources can be reached it waits; when memory is
+//! Bounds: shards at once, bytes per second, one question each. The rate gives way to clients' operations: it falls while answers
+//! are slow ([`crate::sync::Bucket`]). When too few sources can be reached it waits; when memory is
 //! full it waits, and asks again.
 
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub(crate) const FILL: u64 = 1 << 62;
 pub struct Limits {
     /// Shards that are filled at once.
     pub streams: usize,
-    /// Bytes per second that they take together.
+    /// Bytes per second that they take together, at most: less while answers are slow.
     pub bytes_per_second: u64,
 }
 
@@ -68,6 +69,8 @@ pub struct FillStats {
     pub filled: u64,
     /// Shards that were freed because others hold them.
     pub dropped: u64,
+    /// Bytes per second that it may move now.
+    pub rate: u64,
 }
 
 /// A shard that lacks something.
@@ -103,7 +106,7 @@ impl Fill {
         Fill {
             limits,
             shards: BTreeMap::new(),
-            bucket: Bucket::new(limits.bytes_per_second),
+            bucket: Bucket::yielding(limits.bytes_per_second),
             begun: 0,
             freeing: false,
             stats: FillStats::default(),
@@ -113,7 +116,7 @@ impl Fill {
     pub(crate) fn stats(&self) -> FillStats {
         let open = || self.shards.values().filter(|filling| !filling.filled);
         let blocked = open().filter(|filling| filling.blocked).count() as u64;
-        FillStats { filling: open().count() as u64, blocked, ..self.stats }
+        FillStats { filling: open().count() as u64, blocked, rate: self.bucket.rate(), ..self.stats }
     }
 
     /// Shards that are complete and that the map still calls filling, each with its epoch.
@@ -273,6 +276,7 @@ impl Fill {
         let sessions = || self.shards.values().flat_map(|filling| &filling.session);
         assert!(sessions().count() <= self.limits.streams, "streams are bounded");
         sessions().for_each(Session::invariants);
+        self.bucket.invariants();
         assert!(self.shards.values().all(|f| !f.filled || f.session.is_none()), "a filled shard asks nobody");
     }
 }

@@ -14,7 +14,11 @@
 //! What entries it takes depends on who asks (`Kind`): a replica that is filled takes what its sources hold, a repair
 //! keeps to the floor ([`gridkv_engine::store::Store::merge`]).
 //!
+//! How fast it may move data, and that filling gives way to other work: `bucket`.
+//!
 //! Not here: with whom and when ([`crate::fill`], [`crate::repair`], [`crate::purge`]).
+
+mod bucket;
 
 use std::collections::BTreeSet;
 
@@ -31,6 +35,7 @@ use crate::planted::Bug;
 use crate::replica::{self, ANSWER_BYTES, leaf_of};
 use crate::shards::Context;
 use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
+pub(crate) use bucket::Bucket;
 
 /// Hashes in one [`Message::Fetch`].
 const FETCHED: usize = 512;
@@ -90,7 +95,10 @@ enum Step {
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     op: u64,
+    at: Millis,
     again: Millis,
+    /// The answer moves data, for which the bucket has given something.
+    moves: bool,
 }
 
 /// Counters of conversations.
@@ -112,40 +120,6 @@ pub struct SyncStats {
     pub below_floor: u64,
     /// How often memory was full.
     pub full: u64,
-}
-
-/// Bytes that may be moved: a token bucket in the machine's time, shared by the conversations of one kind.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    per_ms: i64,
-    tokens: i64,
-    at: Millis,
-}
-
-/// What a bucket holds at most, in milliseconds of its rate.
-const BUCKET_MS: i64 = 50;
-
-impl Bucket {
-    pub(crate) fn new(bytes_per_second: u64) -> Bucket {
-        let per_ms = (bytes_per_second / 1000).clamp(1, 1 << 40) as i64;
-        Bucket { per_ms, tokens: per_ms * BUCKET_MS, at: 0 }
-    }
-
-    fn ready(&mut self, now: Millis) -> bool {
-        let passed = now.saturating_sub(self.at).min(1 << 20) as i64;
-        self.at = self.at.max(now);
-        self.tokens = (self.tokens + passed * self.per_ms).min(self.per_ms * BUCKET_MS);
-        self.tokens > 0
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        self.tokens -= bytes as i64;
-    }
-
-    /// When there is something in it again.
-    fn ready_at(&self) -> Millis {
-        self.at + (self.tokens.min(0).unsigned_abs() / self.per_ms as u64) + 1
-    }
 }
 
 /// What a conversation uses of its machine.
@@ -226,8 +200,17 @@ impl Session {
     fn ask(&mut self, cx: &Context<'_>) -> Ask {
         let op = self.op;
         self.op += 1;
-        self.asked = Some(Asked { op, again: cx.now.mono + AGAIN_MS });
+        let at = cx.now.mono;
+        self.asked = Some(Asked { op, at, again: at + AGAIN_MS, moves: false });
         Ask { op, shard: self.shard, epoch: self.epoch, left_ms: 0 }
+    }
+
+    /// A question whose answer moves data.
+    fn ask_for_data(&mut self, cx: &Context<'_>, shared: &mut Shared<'_>) -> Ask {
+        let ask = self.ask(cx);
+        shared.bucket.asked();
+        self.asked.iter_mut().for_each(|asked| asked.moves = true);
+        ask
     }
 
     /// Asks what is to be asked now.
@@ -247,11 +230,11 @@ impl Session {
                     cx.out.send(&to, Class::Background, &Message::Digest(ask));
                 }
                 Step::Stream(at) => {
-                    let ask = self.ask(cx);
+                    let ask = self.ask_for_data(cx, shared);
                     cx.out.send(&to, Class::Background, &Message::Stream(ask, at));
                 }
                 Step::List(at) => {
-                    let ask = self.ask(cx);
+                    let ask = self.ask_for_data(cx, shared);
                     cx.out.send(&to, Class::Background, &Message::List(ask, at, self.leaves));
                 }
                 Step::Compare(from) => {
@@ -267,7 +250,7 @@ impl Session {
                 Step::Fetch => {
                     let hashes: Vec<u8> =
                         self.wants.iter().take(FETCHED).flat_map(|hash| hash.0.to_le_bytes()).collect();
-                    let ask = self.ask(cx);
+                    let ask = self.ask_for_data(cx, shared);
                     cx.out.send(&to, Class::Background, &Message::Fetch(ask, Message::hashes(&hashes)));
                 }
                 Step::Over if self.pushes.is_empty() => return Progress::Done,
@@ -357,7 +340,9 @@ impl Session {
             }),
             _ => return None,
         };
-        self.asked = None;
+        if let Some(asked) = self.asked.take().filter(|asked| asked.moves) {
+            shared.bucket.answered(cx.now.mono, from, asked.at);
+        }
         self.tries = 0;
         Some(match taken {
             Ok(()) => self.go(cx, shared),
@@ -407,7 +392,10 @@ impl Session {
     }
 
     fn on_refused(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, ask: Ask, why: Why) -> Progress {
-        self.asked = None;
+        let asked = self.asked.take();
+        if let Some(asked) = asked.filter(|asked| asked.moves && why == Why::Busy) {
+            shared.bucket.on_slow(cx.now.mono, asked.at);
+        }
         match why {
             Why::Stale => cx.out.want_map(ask.epoch),
             Why::Behind | Why::Busy if self.tries < 10 * TRIES => {
@@ -446,7 +434,6 @@ impl Session {
                 Err(StoreError::OutOfMemory | StoreError::Clock(_)) if self.kind == Kind::Fill => {
                     // A copy with a hole is none: it asks for the same again, until there is room.
                     shared.stats.full += 1;
-                    self.asked = None;
                     self.pause = cx.now.mono + FULL_MS;
                     return Err(Progress::Going);
                 }
@@ -549,6 +536,9 @@ impl Session {
             && asked.again <= now
         {
             self.tries += 1;
+            if asked.moves {
+                shared.bucket.on_slow(now, asked.at);
+            }
             if self.tries >= TRIES {
                 shared.stats.failed += 1;
                 return Progress::Failed;
