@@ -3,7 +3,8 @@
 //! It carries: datagrams to and from the gossip socket, control messages to and from the links of core 0, promises to the
 //! disk before answers leave, maps and liveness to all cores, and what they adopted and filled back.
 //!
-//! Messages to an address whose link does not stand yet wait for it, a few of them and not for long: the protocol asks again.
+//! Messages to an address whose link does not stand yet wait for it, a few of them and not for long: the protocol asks again. A link
+//! to an address that is no member's ends when nothing was sent over it for a while.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -29,9 +30,13 @@ use crate::cores::CoreRc;
 use crate::handle::unix_ms;
 use crate::{Error, StartError};
 
-/// Control messages that wait for a link, per address and in all.
+/// Control messages that wait for a link: so many per address, for so long.
 const WAIT_EACH: usize = 64;
-const WAIT_ADDRESSES: usize = 2048;
+const WAIT_MS: Millis = 3000;
+/// Addresses that are spoken to beside those of members.
+const STRANGERS: usize = 1024;
+/// How long after the last message to a stranger its link is kept.
+const STRANGER_MS: Millis = 30_000;
 /// How long the disk's thread waits for room in the inbox of core 0.
 const DELIVERY: Duration = Duration::from_secs(1);
 /// Of the events for applications, those that nobody has taken yet.
@@ -60,7 +65,12 @@ pub(crate) struct Plane {
     /// Messages to this very node.
     own: VecDeque<Vec<u8>>,
     outgoing: Vec<(SocketAddr, Vec<u8>)>,
-    waiting: BTreeMap<SocketAddr, VecDeque<Vec<u8>>>,
+    /// By address: messages that wait for its link, each with the time that it came.
+    waiting: BTreeMap<SocketAddr, VecDeque<(Millis, Vec<u8>)>>,
+    /// When something was last said to an address.
+    spoken: BTreeMap<SocketAddr, Millis>,
+    /// When silent links are looked for again.
+    look_at: Millis,
     adopting: Option<(u64, usize)>,
     out: Output,
     /// Something came since the last turn.
@@ -100,6 +110,8 @@ impl Plane {
             own: VecDeque::new(),
             outgoing: Vec::new(),
             waiting: BTreeMap::new(),
+            spoken: BTreeMap::new(),
+            look_at: 0,
             adopting: None,
             out: Output::default(),
             touched: true,
@@ -131,31 +143,55 @@ impl Plane {
 
     /// Hands control messages to the links of this core.
     pub(crate) fn send(&mut self, links: &mut Links) {
+        if self.outgoing.is_empty() && self.waiting.is_empty() {
+            return;
+        }
+        let now = self.now().mono;
         for (to, bytes) in std::mem::take(&mut self.outgoing) {
-            let link = links.dial(to, 0);
-            let queue = self.waiting.entry(to).or_default();
-            if queue.is_empty() && links.send(link, Priority::Control, &[&prefix(CONTROL), &bytes]).is_ok() {
+            if self.spoken.len() >= STRANGERS && !self.spoken.contains_key(&to) && !self.is_member(to) {
                 continue;
             }
+            self.spoken.insert(to, now);
+            let queue = self.waiting.entry(to).or_default();
             // The oldest says the least by now.
             if queue.len() >= WAIT_EACH {
                 queue.pop_front();
             }
-            queue.push_back(bytes);
+            queue.push_back((now, bytes));
         }
         self.waiting.retain(|to, queue| {
             let link = links.dial(*to, 0);
-            while let Some(bytes) = queue.front() {
-                if links.send(link, Priority::Control, &[&prefix(CONTROL), bytes]).is_err() {
+            while let Some((at, bytes)) = queue.front() {
+                let is_late = at + WAIT_MS < now;
+                if !is_late && links.send(link, Priority::Control, &[&prefix(CONTROL), bytes]).is_err() {
                     return true;
                 }
                 queue.pop_front();
             }
             false
         });
-        if self.waiting.len() > WAIT_ADDRESSES {
-            self.waiting.clear();
+        if now >= self.look_at {
+            self.look_at = now + STRANGER_MS / 10;
+            self.leave_strangers(links, now);
         }
+    }
+
+    /// Ends links over which nobody speaks any more.
+    fn leave_strangers(&mut self, links: &mut Links, now: Millis) {
+        let silent: Vec<SocketAddr> =
+            self.spoken.iter().filter(|(_, at)| **at + STRANGER_MS < now).map(|(to, _)| *to).collect();
+        for to in silent {
+            self.spoken.remove(&to);
+            if !self.is_member(to) {
+                self.waiting.remove(&to);
+                let link = links.dial(to, 0);
+                links.hang_up(link);
+            }
+        }
+    }
+
+    fn is_member(&self, at: SocketAddr) -> bool {
+        self.control.map().is_some_and(|map| map.present().any(|m| m.about.peer == at))
     }
 }
 

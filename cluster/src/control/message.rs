@@ -14,7 +14,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::ids::{NodeId, NodeNo};
-use crate::map::{Candidate, Change};
+use crate::map::Candidate;
 use crate::register::RegisterMessage;
 
 /// Bytes of a message, at most: the largest map fits.
@@ -60,12 +60,12 @@ pub enum Body {
     Gossip(Vec<u8>),
     /// The sender wants to be admitted. With the ticket that it was sent, if it was sent one.
     Join { candidate: Candidate, ticket: Option<Ticket> },
-    /// Ask again, with this ticket.
-    JoinAgain(Ticket),
-    /// It is not admitted, for this reason; asking again does not help.
-    Refused(String),
-    /// It is not admitted as long as another process with its id is there, at this address.
-    Taken(SocketAddr),
+    /// Ask again, with this ticket. To the life `boot`, which asked.
+    JoinAgain { boot: u64, ticket: Ticket },
+    /// The life `boot` is not admitted, for this reason; asking again does not help.
+    Refused { boot: u64, why: String },
+    /// The life `boot` is not admitted as long as another process with its id is there, at this address.
+    Taken { boot: u64, at: SocketAddr },
     /// Send me your map.
     MapWanted,
     /// This is a map that was chosen.
@@ -77,10 +77,6 @@ pub enum Body {
     ClockAsked { sent: u64 },
     /// The wall clock of the sender, in unix milliseconds.
     ClockTold { sent: u64, wall: u64 },
-    /// Propose this, in an operator's name.
-    Propose { token: u64, change: Change },
-    /// What became of it.
-    Proposed { token: u64, refused: Option<String> },
 }
 
 /// A whole message.
@@ -138,8 +134,8 @@ mod tests {
             Body::Status { adopted: 4, filled: vec![(1, 2), (3, 4)], quarantined: true },
             Body::ClockAsked { sent: 5 },
             Body::ClockTold { sent: 5, wall: 1 << 41 },
-            Body::Refused("no".into()),
-            Body::JoinAgain(Ticket { boot: 3, at: 17 }),
+            Body::Refused { boot: 3, why: "no".into() },
+            Body::JoinAgain { boot: 4, ticket: Ticket { boot: 3, at: 17 } },
         ];
         for body in bodies {
             let bytes = envelope(body.clone()).encode();

@@ -34,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gridkv_engine::Millis;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ids::{NodeId, NodeNo, Now};
 use crate::map::{Candidate, Change, Map, Refusal};
@@ -201,14 +202,14 @@ impl Rules for Maps {
 /// Who waits for a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Waits {
-    /// A node that wants to join.
-    Joiner(SocketAddr, NodeId),
-    /// A peer whose operator asked.
-    Peer(SocketAddr, u64),
+    /// A node that wants to join: its address, its id, its life.
+    Joiner(SocketAddr, NodeId, u64),
     /// An operator at this node.
     Operator(u64),
     /// This node, which looks for a map that nobody heard of.
     Reading,
+    /// The planner, which wants other voters.
+    Voters,
     /// The planner, or nobody.
     Nobody,
 }
@@ -259,6 +260,8 @@ const SEND_MAP_MS: Millis = 200;
 const ASKED_FOR_MAP: usize = 4;
 /// How often a node reads the register at most: reading must not keep it from planning.
 const READ_MS: Millis = 5000;
+/// How long the voters stay as they are, after those who were to be voters were silent.
+const VOTERS_MS: Millis = 10_000;
 /// How long a proposal may wait for its turn.
 const WAIT_MS: Millis = 5000;
 /// How long a proposal may take.
@@ -308,6 +311,8 @@ pub struct Control {
     must_read: bool,
     /// Not before this time.
     read_at: Millis,
+    /// Other voters are looked for from then on.
+    voters_at: Millis,
     seed: u64,
     planted: Planted,
 }
@@ -323,10 +328,26 @@ impl std::fmt::Debug for Control {
     }
 }
 
+/// A number for a life that no other life has: see [`register::Ballot::life`].
+fn life(about: &Candidate) -> u64 {
+    let mut bytes = [0; 24];
+    bytes[..16].copy_from_slice(&about.id.0.to_le_bytes());
+    bytes[16..].copy_from_slice(&about.boot.to_le_bytes());
+    xxh3_64(&bytes)
+}
+
 impl Control {
     /// The control plane of one life. `seed` feeds its pauses and phases.
-    pub fn new(mut settings: Settings, remembered: Remembered, seed: u64) -> Control {
+    pub fn new(mut settings: Settings, mut remembered: Remembered, seed: u64) -> Control {
         let known = remembered.known();
+        let votes_alone = |map: &&Map| {
+            let seat = map.members.iter().rev().find(|m| m.about.id == settings.about.id).map(|m| m.seat);
+            map.next_voters.is_empty() && seat.is_some_and(|seat| map.voters == [seat])
+        };
+        if remembered.map.is_none() {
+            // What the only voter has accepted is chosen.
+            remembered.map = known.as_ref().filter(votes_alone).cloned();
+        }
         if let (None, Some(voted)) = (&remembered.map, &known)
             && voted.epoch > 1
         {
@@ -338,13 +359,17 @@ impl Control {
             let others = voted.present().map(|m| m.about.peer).filter(|peer| !seeds.contains(peer));
             settings.start = Start::Join(seeds.iter().copied().chain(others).collect());
         }
+        if let Some(last) = known.as_ref().and_then(|map| map.life_of(settings.about.id)) {
+            // The clock may have been ahead when the last life began.
+            settings.about.boot = settings.about.boot.max(last.about.boot + 1);
+        }
         let cluster = match (&known, &settings.start) {
             (Some(map), _) => map.cluster,
             (None, Start::Found { cluster, .. }) => *cluster,
             (None, Start::Join(_)) => 0,
         };
         let hint = remembered.voter.accepted.as_ref().map(|(_, value)| value.as_slice());
-        let mut proposer = Proposer::new(Maps, NodeNo(0), settings.about.boot, seed, hint);
+        let mut proposer = Proposer::new(Maps, NodeNo(0), life(&settings.about), seed, hint);
         if let Some(map) = &remembered.map {
             // It was adopted, so it was chosen.
             proposer.learn(&map.encode());
@@ -380,6 +405,7 @@ impl Control {
             led: false,
             must_read: false,
             read_at: 0,
+            voters_at: 0,
             seed,
             planted: Planted::default(),
             settings,
@@ -476,15 +502,29 @@ impl Control {
         if let Err(text) = self.fits(&sender) {
             // A stranger is told why; somebody who refuses us is believed below.
             if matches!(body, Body::Join { .. }) {
-                self.send(sender.peer, Body::Refused(text), out);
+                self.send(sender.peer, Body::Refused { boot: sender.boot, why: text }, out);
                 return;
             }
-            if !matches!(body, Body::Refused(_)) {
+            if !matches!(body, Body::Refused { .. }) {
                 return;
             }
         }
+        let answers = matches!(body, Body::JoinAgain { .. } | Body::Refused { .. } | Body::Taken { .. });
+        if self.cluster == 0 && !answers {
+            // Its cluster is that of the node that answers it, not that of whoever still knows its address.
+            return;
+        }
         match body {
-            Body::Register { to, from, message } => self.on_register(now, (to, from), sender.peer, message, out),
+            Body::Register { to, from, message } => {
+                // Who is no member proposes its own admission.
+                if sender.no == NodeNo(0)
+                    && matches!(message, RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. })
+                    && let Some(at) = self.twin(sender.id, sender.peer)
+                {
+                    return self.send(sender.peer, Body::Taken { boot: sender.boot, at }, out);
+                }
+                self.on_register(now, (to, from), sender.peer, message, out);
+            }
             Body::Gossip(bytes) => {
                 if let Some(membership) = &mut self.membership {
                     membership.on_control(now, &bytes, &mut self.swim);
@@ -492,21 +532,24 @@ impl Control {
                 }
             }
             Body::Join { candidate, ticket } => self.on_join(now, candidate, ticket, out),
-            Body::JoinAgain(ticket) => {
-                if self.me == NodeNo(0) && !self.refused {
+            Body::JoinAgain { boot, ticket } => {
+                if boot == self.settings.about.boot && self.me == NodeNo(0) && !self.refused {
+                    self.cluster = sender.cluster;
                     let candidate = self.settings.about.clone();
                     self.send(sender.peer, Body::Join { candidate, ticket: Some(ticket) }, out);
                 }
             }
-            Body::Refused(text) => {
-                if self.me == NodeNo(0) && !self.refused {
+            Body::Refused { boot, why } => {
+                if boot == self.settings.about.boot && self.me == NodeNo(0) && !self.refused {
                     self.refused = true;
-                    out.events.push(Event::Refused(text));
+                    out.events.push(Event::Refused(why));
                 }
                 return;
             }
-            Body::Taken(at) => {
-                self.on_taken(now, at, out);
+            Body::Taken { boot, at } => {
+                if boot == self.settings.about.boot {
+                    self.on_taken(now, at, out);
+                }
                 return;
             }
             Body::MapWanted => self.send_map(now, sender.peer, out),
@@ -526,8 +569,6 @@ impl Control {
                 self.look_at_clocks(now, out);
             }
             Body::ClockTold { .. } => {}
-            Body::Propose { token, change } => self.ask(now, change, Waits::Peer(sender.peer, token), out),
-            Body::Proposed { token, refused } => out.proposed.push((token, refused.map_or(Ok(()), Err))),
         }
         // Whoever is behind is helped along.
         if sender.epoch > self.epoch() {
@@ -645,28 +686,31 @@ impl Control {
             Outcome::Unknown => Some("too few voters answer; the change may still come".into()),
         };
         match waits {
-            Waits::Joiner(peer, id) => match &outcome {
+            Waits::Joiner(peer, id, boot) => match &outcome {
                 // It will ask again.
                 Outcome::Unavailable | Outcome::Unknown => {}
                 // It is in the map already, or a former life is.
-                Outcome::Refused(Refusal::Duplicate { boot, .. }) => {
+                Outcome::Refused(Refusal::Duplicate { boot: known_boot, .. }) => {
                     let known = self.map.as_ref().and_then(|map| map.life_of(id)).is_some_and(|m| m.about.peer == peer);
                     match known {
                         true => self.send_map(now, peer, out),
                         false => {
-                            let text = Refusal::Duplicate { id, boot: *boot }.to_string();
-                            self.send(peer, Body::Refused(text), out);
+                            let why = Refusal::Duplicate { id, boot: *known_boot }.to_string();
+                            self.send(peer, Body::Refused { boot, why }, out);
                         }
                     }
                 }
                 _ => match refused {
                     None => self.send_map(now, peer, out),
-                    Some(text) => self.send(peer, Body::Refused(text), out),
+                    Some(why) => self.send(peer, Body::Refused { boot, why }, out),
                 },
             },
-            Waits::Peer(peer, token) => self.send(peer, Body::Proposed { token, refused }, out),
             Waits::Operator(token) => out.proposed.push((token, refused.map_or(Ok(()), Err))),
-            Waits::Reading | Waits::Nobody => {}
+            Waits::Voters if matches!(outcome, Outcome::Unavailable | Outcome::Unknown) => {
+                // Somebody who would vote is there and is silent, as one whose disk has failed. The rest goes on.
+                self.voters_at = now.mono + VOTERS_MS;
+            }
+            Waits::Reading | Waits::Voters | Waits::Nobody => {}
         }
         self.plan_at = self.plan_at.min(now.mono + PLAN_SOON_MS);
         self.next_proposal(now, out);
@@ -725,16 +769,23 @@ impl Control {
         }
         // A former life that is still there elsewhere is none: two processes have one id. One at the same address is gone,
         // or the newcomer could not listen there.
-        let twin = map.life_of(candidate.id).filter(|m| self.alive.contains(&m.no) && m.about.peer != candidate.peer);
-        if let Some(twin) = twin.map(|twin| twin.about.peer) {
-            return self.send(candidate.peer, Body::Taken(twin), out);
+        if let Some(twin) = self.twin(candidate.id, candidate.peer) {
+            return self.send(candidate.peer, Body::Taken { boot: candidate.boot, at: twin }, out);
         }
         let boot = self.settings.about.boot;
-        if !ticket.is_some_and(|ticket| ticket.boot == boot && ticket.at + TICKET_MS >= now.mono) {
-            return self.send(candidate.peer, Body::JoinAgain(Ticket { boot, at: now.mono }), out);
+        let is_fresh = |at| now.mono.checked_sub(at).is_some_and(|age| age <= TICKET_MS);
+        if !ticket.is_some_and(|ticket| ticket.boot == boot && is_fresh(ticket.at)) {
+            let ticket = Ticket { boot, at: now.mono };
+            return self.send(candidate.peer, Body::JoinAgain { boot: candidate.boot, ticket }, out);
         }
-        let waits = Waits::Joiner(candidate.peer, candidate.id);
+        let waits = Waits::Joiner(candidate.peer, candidate.id, candidate.boot);
         self.ask(now, Change::Admit(candidate), waits, out);
+    }
+
+    /// Where the node with that id is, if it is there and not at that address.
+    fn twin(&self, id: NodeId, at: SocketAddr) -> Option<SocketAddr> {
+        let twin = self.map.as_ref()?.life_of(id).filter(|m| self.alive.contains(&m.no) && m.about.peer != at);
+        twin.map(|twin| twin.about.peer)
     }
 
     /// A member says that another process with this node's id is there. It may be a former life that nobody has missed yet.
@@ -766,6 +817,11 @@ impl Control {
             return;
         }
         self.proposer.learn(&map.encode());
+        let about = &mut self.settings.about;
+        if let Some(last) = map.life_of(about.id).filter(|last| self.me == NodeNo(0) && last.about.peer == about.peer) {
+            // Its former life began when the clock was ahead.
+            about.boot = about.boot.max(last.about.boot + u64::from(last.about.boot != about.boot));
+        }
         let about = &self.settings.about;
         let life = map.life_of(about.id).filter(|m| m.about.boot == about.boot).map(|m| m.no);
         let (before, map) = (self.me, Arc::new(map));
@@ -1100,13 +1156,15 @@ impl Control {
             down_since: self.away_since.clone(),
             quarantined: self.statuses.iter().filter(|(_, s)| s.quarantined).map(|(&no, _)| no).collect(),
             isolated: self.is_isolated(),
+            voters_silent: self.voters_at > now.mono,
         };
         let change = self.planner.plan(now.mono, &map, &view);
         if let Some(at) = self.planner.next_deadline() {
             self.plan_at = self.plan_at.min(at.max(now.mono + PLAN_SOON_MS));
         }
         if let Some(change) = change {
-            self.ask(now, change, Waits::Nobody, out);
+            let voters = matches!(change, Change::Voters(_) | Change::VotersDone);
+            self.ask(now, change, if voters { Waits::Voters } else { Waits::Nobody }, out);
         }
     }
 

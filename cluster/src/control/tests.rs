@@ -45,6 +45,8 @@ struct World {
     network: BinaryHeap<Arrival>,
     events: Vec<(NodeId, Event)>,
     cut: Vec<(SocketAddr, SocketAddr)>,
+    /// Whose disks have failed, so that they do not vote.
+    mute: BTreeSet<SocketAddr>,
     /// By how much clocks are ahead.
     ahead: BTreeMap<SocketAddr, i64>,
     /// What cores were told of their node's clock.
@@ -108,6 +110,9 @@ impl World {
             self.push(at, to, What::Message(bytes));
         }
         let id = self.nodes[&at].about().id;
+        if self.mute.contains(&at) {
+            out.disk.clear();
+        }
         for Disk { voter, then } in out.disk.drain(..) {
             if let Some(bytes) = voter {
                 let disk = self.disks.get_mut(&id).unwrap();
@@ -409,7 +414,7 @@ fn a_machine_that_was_replaced_has_no_vote() {
     let mut newcomer = Control::new(settings, Remembered::default(), 5);
     let asks = &world.nodes[&candidate(1, 0).peer];
     let seat = asks.map().unwrap().life_of(NodeId(2)).unwrap().seat;
-    let ballot = register::Ballot { counter: 99, node: NodeNo(1), boot: 1 };
+    let ballot = register::Ballot { counter: 99, node: NodeNo(1), life: 1 };
     let body = Body::Register { to: seat, from: NodeNo(1), message: RegisterMessage::Prepare { ballot } };
     let bytes = asks.envelope(body);
     let (now, mut out) = (world.clock(), Output::default());
@@ -443,7 +448,7 @@ fn who_asked_long_ago_is_not_admitted() {
     out = Output::default();
     world.nodes.get_mut(&asked).unwrap().on_message(now, &bytes, &mut out);
     let again = |(_, bytes): &(SocketAddr, Vec<u8>)| {
-        matches!(Envelope::decode(bytes), Ok(Envelope { body: Body::JoinAgain(_), .. })).then(|| bytes.clone())
+        matches!(Envelope::decode(bytes), Ok(Envelope { body: Body::JoinAgain { .. }, .. })).then(|| bytes.clone())
     };
     let ticket = out.messages.iter().find_map(again).expect("a ticket");
     out = Output::default();
@@ -460,6 +465,125 @@ fn who_asked_long_ago_is_not_admitted() {
     assert!(!world.events.contains(&(NodeId(44), Event::Expelled)));
 }
 
+/// Nobody can tell the copy of a directory from the directory, but the life that is there already can be told.
+#[test]
+fn a_copy_of_a_nodes_directory_does_not_end_its_life() {
+    let mut world = World::default();
+    world.three();
+    // It knows the map and the others, and does not hear from them at first: it proposes its own admission.
+    let there = candidate(9, 0).peer;
+    let members = [1, 2, 3].map(|n| candidate(n, 0).peer);
+    world.cut = members.iter().map(|&at| (at, there)).collect();
+    world.start_as(Candidate { peer: there, ..candidate(2, 7) }, seeds());
+    assert!(!world.run_until(6_000, |_| false));
+    assert!(world.nodes[&there].asked > JOIN_ALONE, "it has tried");
+    world.cut.clear();
+    let refused = |world: &World| {
+        let told = |(id, event): &(NodeId, Event)| *id == NodeId(2) && matches!(event, Event::Refused(_));
+        world.events.iter().any(told)
+    };
+    assert!(world.run_until(30_000, refused), "{:?}", world.nodes[&there]);
+    let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
+    let life = map.life_of(NodeId(2)).unwrap();
+    assert_eq!((life.about.boot, life.about.peer), (1, candidate(2, 0).peer));
+    assert!(!world.events.contains(&(NodeId(2), Event::Expelled)));
+}
+
+/// The others still know the address of a machine that was theirs.
+#[test]
+fn a_node_comes_to_the_cluster_of_its_seeds_and_to_no_other() {
+    let mut world = World::default();
+    world.three();
+    let theirs = world.nodes[&candidate(1, 0).peer].envelope(Body::MapWanted);
+    let map = world.nodes[&candidate(1, 0).peer].map().unwrap().clone();
+    let told = world.nodes[&candidate(1, 0).peer].envelope(Body::Map(map.encode()));
+    let settings = Settings {
+        start: Start::Join(vec![candidate(8, 0).peer]),
+        shards: 32,
+        about: candidate(4, 1),
+        membership: membership::Settings::default(),
+        planner: planner::Settings::default(),
+    };
+    let mut newcomer = Control::new(settings, Remembered::default(), 5);
+    let (now, mut out) = (world.clock(), Output::default());
+    newcomer.on_deadline(now, &mut out);
+    out = Output::default();
+    for bytes in [&theirs, &told] {
+        newcomer.on_message(now, bytes, &mut out);
+    }
+    assert!(newcomer.map().is_none() && out.messages.is_empty() && newcomer.cluster == 0, "{out:?}");
+}
+
+/// Many start at once after a power cut, and propose before they know their seats.
+#[test]
+fn no_two_lives_make_the_same_ballot() {
+    let ballot = |n: u16, boot: u64| {
+        let about = candidate(n, boot);
+        let map = Map::create(77, 5, 32, QUORUMS, candidate(1, 1));
+        let settings = Settings {
+            start: seeds(),
+            shards: 32,
+            about,
+            membership: membership::Settings::default(),
+            planner: planner::Settings::default(),
+        };
+        let remembered = Remembered { map: Some(map), ..Remembered::default() };
+        let mut control = Control::new(settings, remembered, 1);
+        let (mut wants, now) = (Vec::new(), Now { mono: 0, wall: 0 });
+        control.proposer.read(now, 1000, &mut wants).unwrap();
+        wants.into_iter().find_map(|want| match want {
+            register::Output::Send { message: RegisterMessage::Prepare { ballot }, .. } => Some(ballot),
+            _ => None,
+        })
+    };
+    assert!(ballot(2, 9).is_some());
+    assert!(ballot(2, 9) != ballot(3, 9) && ballot(2, 9) != ballot(2, 10));
+}
+
+/// Its map file is damaged, and there is nobody whom it could ask.
+#[test]
+fn a_lone_node_knows_its_map_from_its_vote() {
+    let mut world = World::default();
+    world.start(1, 1, founder());
+    assert!(world.run_until(10_000, |world| world.at_rest(1, 1)));
+    world.kill(1);
+    world.start(1, 2, founder());
+    assert!(world.run_until(60_000, |world| world.at_rest(1, 1)), "{:?}", world.nodes);
+    world.kill(1);
+    world.disks.get_mut(&NodeId(1)).unwrap().map = None;
+    world.start(1, 3, founder());
+    assert!(world.run_until(60_000, |world| world.at_rest(1, 1)), "{:?}", world.nodes);
+    let map = world.nodes[&candidate(1, 0).peer].map().unwrap();
+    assert_eq!((map.cluster, map.life_of(NodeId(1)).unwrap().about.boot), (77, 3));
+}
+
+/// It was reborn while its clock was an hour ahead; the clock was mended, and the process started anew.
+#[test]
+fn a_life_that_began_with_a_wrong_clock_can_be_followed() {
+    let mut world = World::default();
+    world.three();
+    world.start(4, 3_600_000, seeds());
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)));
+    world.kill(4);
+    assert!(world.run_until(10_000, |world| world.nodes.values().all(|control| control.alive().len() == 3)));
+    world.disks.insert(NodeId(4), Remembered::default());
+    world.start(4, 2, seeds());
+    assert!(world.run_until(60_000, |world| world.at_rest(4, 3)), "{:?}", world.nodes);
+}
+
+/// One of those who are to vote is there, and does not: its disk has failed.
+#[test]
+fn who_would_vote_and_is_silent_does_not_keep_the_rest_waiting() {
+    let mut world = World::default();
+    world.mute.insert(candidate(2, 0).peer);
+    world.mute.insert(candidate(3, 0).peer);
+    for (n, start) in [(1, founder()), (2, seeds()), (3, seeds())] {
+        world.start(n, 1, start);
+    }
+    assert!(world.run_until(120_000, |world| world.at_rest(3, 3)), "{:?}", world.nodes);
+    assert_eq!(world.nodes[&candidate(1, 0).peer].map().unwrap().voters.len(), 1);
+}
+
 /// It stopped before its first map was on disk, and what it voted for was never chosen. It must neither act upon it nor pass
 /// it on; but it knows whom to ask, although it was started without seeds.
 #[test]
@@ -471,7 +595,7 @@ fn what_a_voter_only_voted_for_is_no_map() {
     let voted = chosen.apply(&Change::Drain(NodeNo(1), true)).unwrap();
     let disk = world.disks.get_mut(&NodeId(3)).unwrap();
     disk.map = None;
-    disk.voter.accepted = Some((register::Ballot { counter: 1, node: NodeNo(3), boot: 1 }, voted.encode()));
+    disk.voter.accepted = Some((register::Ballot { counter: 1, node: NodeNo(3), life: 1 }, voted.encode()));
     let (alone, others) = (candidate(3, 0).peer, [candidate(1, 0).peer, candidate(2, 0).peer]);
     world.cut = others.iter().flat_map(|&at| [(at, alone), (alone, at)]).collect();
     world.start(3, 2, founder());

@@ -71,6 +71,8 @@ pub struct View {
     pub down_since: BTreeMap<NodeNo, Millis>,
     /// Lives whose clock is wrong: they order nothing, if another one can.
     pub quarantined: BTreeSet<NodeNo>,
+    /// Those who were to be voters were silent lately: the voters stay as they are for a while.
+    pub voters_silent: bool,
     /// This node cannot reach a majority: what it believes about the others means nothing.
     pub isolated: bool,
 }
@@ -106,7 +108,9 @@ impl Planner {
         if view.isolated {
             return None;
         }
-        voters(map, view)
+        Some(view)
+            .filter(|view| !view.voters_silent)
+            .and_then(|view| voters(map, view))
             .or_else(|| self.lose(now, map, view).map(|life| Change::GiveUp { life, epoch: map.epoch }))
             .or_else(|| Some(self.steps(map, view)).filter(|steps| !steps.is_empty()).map(Change::Steps))
     }

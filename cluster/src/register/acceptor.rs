@@ -83,7 +83,12 @@ impl Acceptor {
         if (ballot < self.state.promised && !careless) || value.len() > MAX_VALUE {
             return self.refuse(ballot);
         }
-        let known = self.state.accepted.as_ref().is_some_and(|(accepted, _)| *accepted == ballot);
+        let known = match &self.state.accepted {
+            // A ballot carries one value. Should two ever have one ballot, the second value is not taken for the first.
+            Some((accepted, held)) if *accepted == ballot && *held != value => return self.refuse(ballot),
+            Some((accepted, _)) => *accepted == ballot,
+            None => false,
+        };
         if !known {
             self.state.promised = self.state.promised.max(ballot);
             self.state.accepted = Some((ballot, value));

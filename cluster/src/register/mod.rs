@@ -72,10 +72,11 @@ pub const MAX_VOTERS: usize = 9;
 pub struct Ballot {
     /// Higher than all the proposer has seen. 0 is no ballot.
     pub counter: u64,
-    /// Who made the attempt: the life, or the seat as long as the life has no number.
+    /// The seat of the node that made the attempt; 0 as long as it knows of none.
     pub node: NodeNo,
-    /// Which life: a restarted node counts from the start again, and must not make a ballot of its former self.
-    pub boot: u64,
+    /// Which life of which node, as a number that no other life of any node has: one that starts counts from the start again, and
+    /// several may not know their seats yet.
+    pub life: u64,
 }
 
 /// What proposers and voters say to each other. Answers repeat the ballot they answer.

@@ -5,8 +5,8 @@
 //! each other's way. Messages are not repeated within an attempt.
 //!
 //! ```text
-//!   Preparing ──quorum──▶ newest value known to be chosen? ──yes──▶ read: done
-//!       │ ▲                      │ no                        └────▶ change: Accepting{next} ──quorum──▶ done
+//!   Preparing ──quorum──▶ newest value known to be chosen? ──yes──▶ change: Accepting{next} ──quorum──▶ done
+//!       │ ▲                      │ no, or it is to be read: then done
 //!       │ └── chosen ◀── Accepting{that value}                          │
 //!       │                        │                                      │
 //!       └──── refused, silence ──┴────────▶ Resting ──▶ Preparing ◀─────┘
@@ -144,7 +144,7 @@ struct Accepting {
 pub struct Proposer<R: Rules> {
     rules: R,
     node: NodeNo,
-    boot: u64,
+    life: u64,
     random: u64,
     /// Ballots that were seen are at most this.
     highest: u64,
@@ -167,14 +167,14 @@ fn is_quorum(config: &Config, said: impl Fn(NodeNo) -> bool) -> bool {
 }
 
 impl<R: Rules> Proposer<R> {
-    /// A proposer for one life of a node. `hint` is any value that a voter has accepted, such as this node's own after a
+    /// A proposer for one life of a node; see [`Ballot::life`]. `hint` is any value that a voter has accepted, such as this node's own after a
     /// restart: its voters are asked first. `seed` is for the pauses.
-    pub fn new(rules: R, node: NodeNo, boot: u64, seed: u64, hint: Option<&[u8]>) -> Proposer<R> {
+    pub fn new(rules: R, node: NodeNo, life: u64, seed: u64, hint: Option<&[u8]>) -> Proposer<R> {
         let known = hint.and_then(|value| read(&rules, value.to_vec()));
         Proposer {
             rules,
             node,
-            boot,
+            life,
             random: seed,
             highest: 0,
             ballot: Ballot::default(),
@@ -188,7 +188,7 @@ impl<R: Rules> Proposer<R> {
         }
     }
 
-    /// The number of this life, when the map has given it. Ballots of one boot number never repeat, so it may change at any time.
+    /// The seat of this node, when the map has given it one. Ballots of one life never repeat, so it may change at any time.
     pub fn set_node(&mut self, node: NodeNo) {
         self.node = node;
     }
@@ -313,7 +313,7 @@ impl<R: Rules> Proposer<R> {
             (None, _) => return self.finish(Outcome::Unavailable, out),
         };
         self.highest = self.highest.saturating_add(1);
-        self.ballot = Ballot { counter: self.highest, node: self.node, boot: self.boot };
+        self.ballot = Ballot { counter: self.highest, node: self.node, life: self.life };
         let mut preparing = Preparing {
             until: now.mono + ATTEMPT_MS,
             config: Config::default(),
@@ -335,6 +335,10 @@ impl<R: Rules> Proposer<R> {
         accepted: Option<(Ballot, Vec<u8>)>,
         out: &mut Vec<Output<R::Refusal>>,
     ) {
+        if self.operation.as_ref().is_some_and(|operation| now.mono >= operation.deadline) {
+            // It waited while this process stood still: what was right to propose then may be wrong now.
+            return self.give_up(out);
+        }
         let Phase::Preparing(preparing) = &mut self.phase else { return };
         if ballot != self.ballot || !preparing.asked.contains(&from) || preparing.promised.contains_key(&from) {
             return;
@@ -388,7 +392,9 @@ impl<R: Rules> Proposer<R> {
         let blind = planted!(self, BuildsOnUnchosen);
         let reads = matches!(&self.operation, Some(Operation { task: Task::Read, .. }));
         let blind_read = reads && planted!(self, ReadsUnchosen);
-        if is_known || blind || blind_read || self.quorum(&newest.head.config, same) {
+        // A read writes what it finds, at its own ballot: what others proposed before it is overruled by that, for ever.
+        let is_chosen = is_known || self.quorum(&newest.head.config, same);
+        if blind || blind_read || is_chosen && !reads {
             self.learned(newest, out);
             self.on_newest(now, Some(preparing), out);
         } else {

@@ -142,13 +142,13 @@ pub fn decode_state(mut bytes: &[u8]) -> Option<State> {
 fn put_ballot(bytes: &mut Vec<u8>, ballot: Ballot) {
     bytes.extend_from_slice(&ballot.counter.to_le_bytes());
     bytes.extend_from_slice(&ballot.node.0.to_le_bytes());
-    bytes.extend_from_slice(&ballot.boot.to_le_bytes());
+    bytes.extend_from_slice(&ballot.life.to_le_bytes());
 }
 
 fn ballot_of(rest: &mut &[u8]) -> Option<Ballot> {
     let counter = u64_of(rest)?;
     let node = NodeNo(u16::from_le_bytes(take(rest, 2)?.try_into().ok()?));
-    Some(Ballot { counter, node, boot: u64_of(rest)? })
+    Some(Ballot { counter, node, life: u64_of(rest)? })
 }
 
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn state(counter: u64) -> State {
-        let ballot = Ballot { counter, node: NodeNo(3), boot: 7 };
+        let ballot = Ballot { counter, node: NodeNo(3), life: 7 };
         State { promised: ballot, accepted: Some((ballot, vec![counter as u8; 40])) }
     }
 

@@ -13,7 +13,7 @@ fn at(mono: u64) -> Now {
 }
 
 fn ballot(counter: u64, node: u16) -> Ballot {
-    Ballot { counter, node: NodeNo(node), boot: 1 }
+    Ballot { counter, node: NodeNo(node), life: 1 }
 }
 
 fn proposer(node: u16, known: &Value) -> Proposer<Plain> {
@@ -104,8 +104,10 @@ fn a_voter_keeps_its_promise_and_says_when_to_write() {
         Answer { reply: RegisterMessage::Refused { ballot: ballot(4, 2), promised: ballot(5, 1) }, persist: false };
     assert_eq!(voter.on_prepare(ballot(4, 2)), refused);
     assert_eq!(voter.on_accept(ballot(4, 2), vec![1]), refused);
-    let accepted = Answer { reply: RegisterMessage::Accepted { ballot: ballot(5, 1) }, persist: true };
-    assert_eq!(voter.on_accept(ballot(5, 1), vec![2]), accepted);
+    assert!(voter.on_accept(ballot(5, 1), vec![2]).persist);
+    assert!(matches!(voter.on_accept(ballot(5, 1), vec![3]).reply, RegisterMessage::Refused { .. }), "another value");
+    let accepted = Answer { reply: RegisterMessage::Accepted { ballot: ballot(5, 1) }, persist: false };
+    assert_eq!(voter.on_accept(ballot(5, 1), vec![2]), accepted, "said again");
 
     let state = slots::decode_state(&voter.encode_state()).expect("its own bytes");
     let mut voter = Acceptor::new(state);
@@ -153,6 +155,80 @@ fn what_only_one_voter_has_accepted_is_made_chosen_before_it_is_built_upon() {
     one.on_message(at(2), NodeNo(2), RegisterMessage::Accepted { ballot: mine }, &mut out);
     assert_eq!(out[0], Output::Learned(later.encode()));
     assert!(ballot_sent(&out) > mine, "the change itself is another attempt");
+}
+
+/// A proposer stood still with its promises. Meanwhile another one read the register, and went on from what it found.
+#[test]
+fn what_was_proposed_before_a_read_is_overruled_by_it() {
+    let (value, mut voters) = (Value::first(&[1, 2, 3]), voters());
+    let mut founder = Proposer::new(Plain, NodeNo(1), 1, 42, None);
+    let mut out = Vec::new();
+    founder.create(at(0), value.encode(), PATIENCE, &mut out).expect("not busy");
+    assert!(matches!(settle(&mut voters, &mut founder, out), Some(Outcome::Chosen(_))));
+    let (mut late, mut reader) = (proposer(2, &value), proposer(3, &value));
+    let highest = |proposer: &mut Proposer<Plain>, counter| {
+        let told = RegisterMessage::Refused { ballot: ballot(0, 9), promised: ballot(counter, 9) };
+        proposer.on_message(at(0), NodeNo(1), told, &mut Vec::new());
+    };
+    let mut out = Vec::new();
+    late.propose(at(0), touch(7), PATIENCE, &mut out).expect("not busy");
+    highest(&mut late, 10);
+    late.on_deadline(at(late.next_deadline().expect("under way")), &mut out);
+    let mine = ballot_sent(&out.split_off(3));
+    assert!(voters.iter_mut().skip(1).take(3).all(|voter| voter.on_prepare(mine).persist));
+
+    // Voter 2 does not hear of the read.
+    highest(&mut reader, 20);
+    let mut out = Vec::new();
+    reader.read(at(0), PATIENCE, &mut out).expect("not busy");
+    out.retain(|output| !matches!(output, Output::Send { to: NodeNo(2), .. }));
+    let mut done = None;
+    while done.is_none() {
+        let mut answers = Vec::new();
+        for output in out.drain(..) {
+            match output {
+                Output::Send { to: NodeNo(2), .. } => {}
+                Output::Send { to, message } => {
+                    let answer = voters[usize::from(to.0)].on_message(message).expect("a question");
+                    reader.on_message(at(1), to, answer.reply, &mut answers);
+                }
+                Output::Learned(_) => {}
+                Output::Done(outcome) => done = Some(outcome),
+            }
+        }
+        if answers.is_empty() && done.is_none() {
+            reader.on_deadline(at(reader.next_deadline().expect("under way")), &mut answers);
+        }
+        out = answers;
+    }
+    assert_eq!(done, Some(Outcome::Chosen(value.encode())));
+
+    let mut next = value.clone();
+    (next.epoch, next.tag) = (2, 7);
+    assert!(voters[2].on_accept(mine, next.encode()).persist, "the one voter that has not heard of it");
+    let mut out = Vec::new();
+    late.on_deadline(at(PATIENCE), &mut Vec::new());
+    highest(&mut late, 30);
+    late.read(at(PATIENCE), PATIENCE, &mut out).expect("not busy");
+    let mut done = settle(&mut voters, &mut late, out);
+    while done.is_none() {
+        let mut out = Vec::new();
+        late.on_deadline(at(late.next_deadline().expect("under way")), &mut out);
+        done = settle(&mut voters, &mut late, out);
+    }
+    assert_eq!(done, Some(Outcome::Chosen(value.encode())), "nobody brings it back");
+}
+
+#[test]
+fn promises_that_come_after_the_time_of_an_operation_do_not_count() {
+    let value = Value::first(&[1]);
+    let mut one = proposer(1, &value);
+    let mut out = Vec::new();
+    one.propose(at(0), touch(7), PATIENCE, &mut out).expect("not busy");
+    let mine = ballot_sent(&out);
+    out.clear();
+    one.on_message(at(60_000), NodeNo(1), promise(mine, Some((ballot(0, 1), &value))), &mut out);
+    assert_eq!(out, [Output::Done(Outcome::Unavailable)]);
 }
 
 #[test]
@@ -335,9 +411,9 @@ fn voters_without_a_common_group_may_not_follow() {
 #[test]
 fn lives_and_nodes_never_make_the_same_ballot() {
     let value = Value::first(&[1]);
-    let first = |node, boot| {
+    let first = |node, life| {
         let mut out = Vec::new();
-        let mut proposer = Proposer::new(Plain, NodeNo(node), boot, 42, Some(&value.encode()));
+        let mut proposer = Proposer::new(Plain, NodeNo(node), life, 42, Some(&value.encode()));
         proposer.read(at(0), PATIENCE, &mut out).expect("not busy");
         ballot_sent(&out)
     };
@@ -359,5 +435,5 @@ fn garbage_from_a_voter_does_not_count() {
     one.on_message(at(1), NodeNo(2), promise(mine, Some((ballot(0, 1), &value))), &mut out);
     assert!(out.is_empty(), "one sent garbage, one was not asked");
     one.on_message(at(1), NodeNo(3), promise(mine, Some((ballot(0, 1), &value))), &mut out);
-    assert_eq!(outcome(&out), Some(&Outcome::Chosen(value.encode())));
+    assert_eq!(accept_sent(&out), value, "a read writes what it found");
 }
