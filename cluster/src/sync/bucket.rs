@@ -46,8 +46,8 @@ const TRIED_MS: Millis = 100;
 const IDLE_MS: Millis = 2000;
 /// Round trips are remembered once or twice as long as that.
 const WINDOW_MS: Millis = 15_000;
-/// What a bucket holds at most, in milliseconds of its rate, unless a page is more.
-const BURST_MS: i64 = 5;
+/// What a bucket holds at most, in milliseconds of its rate, unless a page is more. Deadlines are looked at every five.
+const BURST_MS: i64 = 8;
 /// What a question takes in advance, and in milliseconds of the least rate: others wait for as long, and it may come back at once.
 const PAGE: i64 = ANSWER_BYTES as i64;
 const PAGE_MS: i64 = 32;
@@ -167,7 +167,7 @@ impl Bucket {
 
     /// The answer to a question that was asked at `asked`.
     pub(crate) fn answered(&mut self, now: Millis, peer: NodeNo, asked: Millis) {
-        self.tokens += self.page;
+        self.tokens = (self.tokens + self.page).min(self.burst());
         if self.floor == self.most {
             return;
         }
@@ -189,6 +189,7 @@ impl Bucket {
         if self.cut.is_none_or(|cut| asked >= cut && now >= cut + CUT_MS) {
             self.cut = Some(now);
             self.rate = (self.rate - self.rate / 3).max(self.floor);
+            self.tokens = self.tokens.min(self.burst());
         }
     }
 
@@ -210,7 +211,7 @@ impl Bucket {
     /// Whether what it holds is within its bounds.
     pub(crate) fn invariants(&self) {
         assert!((self.floor..=self.most).contains(&self.rate), "the rate is within its bounds");
-        assert!(self.tokens <= self.burst() + self.page, "no more is saved than a burst");
+        assert!(self.tokens <= self.burst(), "no more is saved than a burst");
     }
 }
 
