@@ -19,10 +19,11 @@ use crate::purge::{self, Fences, PURGE};
 use crate::shards::{Context, MACHINES};
 use crate::wire::{Ask, Item, Message, Stored, Why, pack, pack_item};
 
-/// Bytes of entries in one answer, about; the entry that crosses it is still in.
-pub const ANSWER_BYTES: usize = 256 << 10;
+/// Bytes of entries in one answer, about; the entry that crosses it is still in. It is copied in one turn of this core, and stored
+/// in one turn of the other: clients' operations wait meanwhile, on both.
+pub const ANSWER_BYTES: usize = 64 << 10;
 /// Entries that one answer looks at, at most.
-const ANSWER_ENTRIES: usize = 4096;
+const ANSWER_ENTRIES: usize = 2048;
 
 /// Questions answered and refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,7 +219,7 @@ fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask
     cx.out.send(&[from], Class::Background, &Message::Entries(ask, next, Message::packed(&bytes)));
 }
 
-const STREAM_STEP: usize = 16;
+const STREAM_STEP: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -32,7 +32,7 @@ use gridkv_engine::store::{Merged, StoreError};
 use crate::ids::NodeNo;
 use crate::outbox::Class;
 use crate::planted::Bug;
-use crate::replica::{self, ANSWER_BYTES, leaf_of};
+use crate::replica::{self, leaf_of};
 use crate::shards::Context;
 use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
 pub(crate) use bucket::Bucket;
@@ -331,12 +331,10 @@ impl Session {
             (Message::Entries(_, _, packed), Step::Fetch) => self.take(cx, shared, packed).map(|()| {
                 let asked = self.wants.len().min(FETCHED);
                 let last = packed.iter().last().map(|stored| stored.hash);
-                let answered = match last.and_then(|last| self.wants[..asked].iter().position(|hash| *hash == last)) {
-                    // The answer was full before the end.
-                    Some(at) if packed.bytes() >= ANSWER_BYTES => at + 1,
-                    _ => asked,
-                };
-                self.wants.drain(..answered);
+                // It may have been full before the end. How much fits is for the source to say, so what comes after the last one
+                // is asked for again, until nothing of it comes.
+                let at = last.and_then(|last| self.wants[..asked].iter().position(|hash| *hash == last));
+                self.wants.drain(..at.map_or(asked, |at| at + 1));
             }),
             _ => return None,
         };
@@ -563,7 +561,7 @@ impl Session {
 }
 
 /// Items of a page, about.
-const MAX_PAGE: usize = 4096;
+const MAX_PAGE: usize = 2048;
 
 /// The leaves in which two digests differ; all, when only their counts do.
 pub(crate) fn differing(a: &Digest, b: &Digest) -> u16 {
