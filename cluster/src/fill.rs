@@ -246,6 +246,11 @@ impl Fill {
         self.schedule(cx);
     }
 
+    /// Whether a source is asked, or about to be.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.shards.values().any(|filling| filling.session.is_some())
+    }
+
     /// When to look again.
     pub(crate) fn next_deadline(&self, now: Millis) -> Option<Millis> {
         let room = self.shards.values().filter(|filling| filling.session.is_some()).count() < self.limits.streams;

@@ -424,10 +424,10 @@ impl Shards {
         cx.deliver_hints();
     }
 
-    /// Whether this core is on its way through a shard, a slice per call of [`Shards::on_deadline`]: these should come every
-    /// few milliseconds then.
+    /// Whether this core is on its way through a shard, a slice per call of [`Shards::on_deadline`], or fills one, a few
+    /// milliseconds' worth per call: these should come every few milliseconds then.
     pub fn is_walking(&self) -> bool {
-        self.purge.fences.next_deadline().is_some()
+        self.purge.fences.next_deadline().is_some() || self.fill.is_asking()
     }
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.
