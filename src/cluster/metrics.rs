@@ -55,7 +55,7 @@ fn numbers(core: &CoreRc) -> Option<CoreNumbers> {
 }
 
 /// Every number of a core.
-static NUMBERS: [Number<CoreNumbers>; 52] = [
+static NUMBERS: [Number<CoreNumbers>; 53] = [
     number!(Counter "cluster_operations_total" "Operations on replicated keys begun.", machines.coordinator.begun),
     number!(Gauge "cluster_operations_under_way" "Operations that wait for replicas.", machines.coordinator.under_way),
     number!(Counter "cluster_operations_unknown_total" "Writes that ended without knowing whether they were done.",
@@ -93,6 +93,8 @@ static NUMBERS: [Number<CoreNumbers>; 52] = [
     number!(Counter "cluster_fill_entries_total" "Newer entries that came while shards were filled.",
         machines.fill.sync.pulled),
     number!(Counter "cluster_fill_bytes_total" "Bytes moved to fill shards.", machines.fill.sync.bytes),
+    number!(Gauge "cluster_fill_rate_bytes" "Bytes per second that may be moved to fill shards: less while answers are slow.",
+        machines.fill.rate),
     number!(Counter "cluster_fill_failed_total" "Conversations to fill a shard that failed.",
         machines.fill.sync.failed),
     number!(Counter "cluster_repair_cycles_total" "Rounds of repair through all pairs of copies.",
