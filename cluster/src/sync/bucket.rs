@@ -2,23 +2,23 @@
 //!
 //! The rate of filling is controlled by delay, as in LEDBAT (RFC 6817). Each question that moves data is timed, from sending
 //! to its answer; the least of the last half minute is what the path to that peer takes when nobody waits. An answer that
-//! takes [`TARGET_MS`] longer met a queue: for the network, for the source's processor, or for this one. Clients' operations
-//! wait in the same queues, so the rate is cut by a third. While answers are quick it grows, the faster the longer none
-//! was slow: a busy cluster is seldom probed, and an idle one filled at full speed within a second.
+//! takes more than [`TARGET_MS`] longer met a queue: for the network, for the source's processor, or for this one. Clients'
+//! operations wait in the same queues, so the rate is cut by a third. While answers are quick it grows, the faster the longer
+//! none was slow: a busy cluster is seldom probed, and an idle one filled at full speed within a second.
 //!
 //! ```text
 //!   rate  ─── quick: × e^(t²/2), t seconds since the last slow answer, at most × e⁴ per second ──▶ most
 //!         ◀── slow, asked again, or refused as busy: × ⅔, once per round trip and 20 ms ────────── floor
 //! ```
 //!
-//! It never falls below a floor, or copies would be missing for as long as there is work. A path that becomes longer for good is
-//! known as such after half a minute.
+//! It never falls below a floor, or copies would be missing for as long as there is work. A path that becomes longer for good
+//! is known as such after half a minute.
 //!
 //! A question takes a page's worth of tokens when it is asked, not only when the answer is here: otherwise all streams would
 //! ask in the moment in which there is one token.
 //!
-//! Repair and purge have a fixed rate: they move what differs, at a fifth of what filling may, and how soon copies are equal again
-//! is promised.
+//! Repair and purge have a fixed rate: they move what differs, at a fifth of what filling may, and how soon copies are equal
+//! again is promised.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,8 @@ const IDLE_MS: Millis = 2000;
 const WINDOW_MS: Millis = 15_000;
 /// What a bucket holds at most, in milliseconds of its rate, unless a page is more. Deadlines are looked at every five.
 const BURST_MS: i64 = 8;
-/// What a question takes in advance, and in milliseconds of the least rate: others wait for as long, and it may come back at once.
+/// What a question takes in advance, and at most in milliseconds of the least rate: others wait for as long, though it may
+/// come back at once.
 const PAGE: i64 = ANSWER_BYTES as i64;
 const PAGE_MS: i64 = 32;
 
@@ -217,6 +218,8 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     const MOST: u64 = 100 << 20;
@@ -273,10 +276,17 @@ mod tests {
     fn it_stays_about_where_answers_become_slow() {
         const KNEE: u64 = 20 << 20;
         let (mut bucket, mut now) = (Bucket::yielding(MOST), 5000);
-        let took = |rate: u64| if rate > KNEE { 9 } else { 1 };
+        let (asked, slow) = (Cell::new(0), Cell::new(0));
+        let took = |rate: u64| {
+            asked.set(asked.get() + 1);
+            slow.set(slow.get() + u64::from(rate > KNEE));
+            if rate > KNEE { 9 } else { 1 }
+        };
         run(&mut bucket, &mut now, 3000, PEER, took);
+        (asked.set(0), slow.set(0));
         let bytes = run(&mut bucket, &mut now, 10_000, PEER, took);
         assert!((KNEE * 10 / 2..KNEE * 10 * 11 / 10).contains(&bytes), "{bytes}");
+        assert!(slow.get() > 0 && slow.get() * 50 < asked.get(), "{slow:?} of {asked:?}: it tries more, but seldom");
     }
 
     #[test]
