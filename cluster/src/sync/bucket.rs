@@ -283,7 +283,8 @@ mod tests {
             if rate > KNEE { 9 } else { 1 }
         };
         run(&mut bucket, &mut now, 3000, PEER, took);
-        (asked.set(0), slow.set(0));
+        asked.set(0);
+        slow.set(0);
         let bytes = run(&mut bucket, &mut now, 10_000, PEER, took);
         assert!((KNEE * 10 / 2..KNEE * 10 * 11 / 10).contains(&bytes), "{bytes}");
         assert!(slow.get() > 0 && slow.get() * 50 < asked.get(), "{slow:?} of {asked:?}: it tries more, but seldom");
