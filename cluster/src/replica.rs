@@ -201,25 +201,36 @@ fn list(cx: &mut Context<'_>, from: NodeNo, ask: Ask, at: KeyHash, leaves: u16) 
 }
 
 fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask, at: KeyHash) {
-    let mut bytes = Vec::new();
+    let (mut bytes, mut looked) = (Vec::new(), 0);
+    let (mut next, mut last) = (Some(at), None);
     let keyspace = cx.view.keyspace();
-    let mut next = Some(at);
-    let mut looked = 0;
-    // A few entries at a time, so that large values do not make a large answer.
     while let Some(at) = next
         && bytes.len() < ANSWER_BYTES
         && looked < ANSWER_ENTRIES
     {
         looked += STREAM_STEP;
-        next = cx.store.snapshot(ask.shard, at, STREAM_STEP, &mut |entry| {
-            pack(&mut bytes, keyspace.locate(entry.key), &entry);
+        let mut rest = None;
+        let after = cx.store.snapshot(ask.shard, at, STREAM_STEP, &mut |entry| {
+            if rest.is_some() {
+                return;
+            }
+            let hash = keyspace.locate(entry.key);
+            // One entry may be beyond the bound, whatever its size, and no more: so the answer fits into a frame.
+            if bytes.len() >= ANSWER_BYTES && last != Some(hash) {
+                rest = Some(hash);
+                return;
+            }
+            pack(&mut bytes, hash, &entry);
+            last = Some(hash);
         });
+        next = rest.or(after);
     }
     stats.sent_bytes += bytes.len() as u64;
     cx.out.send(&[from], Class::Background, &Message::Entries(ask, next, Message::packed(&bytes)));
 }
 
-const STREAM_STEP: usize = 4;
+/// Entries that the table is asked for at once: each time it orders a segment's entries anew.
+const STREAM_STEP: usize = 256;
 
 #[cfg(test)]
 mod tests;

@@ -43,7 +43,7 @@ use gridkv_engine::hash::Keyspace;
 use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
 use gridkv_net::frame::{Batch, Frame};
-use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers, Priority};
+use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers, Priority, SendError};
 use gridkv_net::ring::RingPort;
 
 use crate::Error;
@@ -341,7 +341,16 @@ impl Member {
                         Class::Request => Priority::Request,
                         Class::Background => Priority::Background,
                     };
-                    links.send(link, priority, &[&prefix(DATA), bytes]).is_ok()
+                    let sent = links.send(link, priority, &[&prefix(DATA), bytes]);
+                    if sent == Err(SendError::TooLong) {
+                        let (to, bytes) = (send.to.0, bytes.len());
+                        tracing::error!(
+                            to,
+                            bytes,
+                            "a message to a peer is too long; what waits for it ends without knowing"
+                        );
+                    }
+                    sent.is_ok()
                 }
                 None => false,
             };

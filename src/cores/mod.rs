@@ -37,7 +37,7 @@ use futures_channel::oneshot;
 use futures_lite::FutureExt;
 use gridkv_engine::Millis;
 use gridkv_engine::store::Store;
-use gridkv_net::frame::Batch;
+use gridkv_net::frame::{Batch, Frames};
 use gridkv_net::mesh::{CoreId, Mesh, REPLIES_PER_TURN};
 use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
@@ -232,7 +232,8 @@ impl Core {
                 if !state.solo {
                     let mut member = self.member.borrow_mut();
                     let member = member.as_mut().expect("a core that is not solo has a part in a cluster");
-                    for frame in requests.frames() {
+                    // A batch may have been begun when this core still had its shards for itself.
+                    for frame in Frames::from(requests.bytes(), at) {
                         let frame = frame.expect("batches inside a node are whole");
                         member.begin(state, &frame, cluster::requests::Origin::Sibling(from));
                     }

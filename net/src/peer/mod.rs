@@ -87,7 +87,7 @@ pub struct LinkConfig {
 impl Default for LinkConfig {
     fn default() -> LinkConfig {
         LinkConfig {
-            max_frame: (64 << 20) + (64 << 10),
+            max_frame: (64 << 20) + (256 << 10),
             max_queued_bytes: 4 << 20,
             max_queued_frames: 8192,
             control_bytes: 1 << 20,

@@ -466,9 +466,9 @@ fn who_breaks_the_format_is_cut_off() {
     stream.write_all(&hello(0)).unwrap();
     server.until(0, |server| server.up().is_some());
     let link = server.up().unwrap();
-    stream.write_all(&second(Kind::Message, &vec![0; (64 << 20) + (64 << 10) + 1])[..ALIGN]).unwrap();
+    stream.write_all(&second(Kind::Message, &vec![0; (64 << 20) + (256 << 10) + 1])[..ALIGN]).unwrap();
     server.until(0, |_| ended(&mut stream, &mut Vec::new()));
-    let (len, max) = ((64 << 20) + (64 << 10) + 1, (64 << 20) + (64 << 10));
+    let (len, max) = ((64 << 20) + (256 << 10) + 1, (64 << 20) + (256 << 10));
     let reason = Reason::Format(FrameError::TooLong { len, max });
     assert_eq!(server.owner.events.last(), Some(&LinkEvent::Down { link, reason }));
 }
