@@ -19,6 +19,8 @@ pub(super) enum Failure {
     Option(Box<str>),
     /// The store said no.
     Store(StoreError),
+    /// The store said no after some of the keys had been written.
+    Partly(StoreError),
 }
 
 impl Failure {
@@ -41,6 +43,11 @@ impl fmt::Display for Failure {
             Failure::ExpireTime(command) => write!(f, "ERR invalid expire time in '{command}' command"),
             Failure::Option(option) => write!(f, "ERR Unsupported option {option}"),
             Failure::Store(error) => error.fmt(f),
+            // The words in which a session tells it of several cores.
+            Failure::Partly(error) => write!(
+                f,
+                "UNKNOWN part of the keys was written: read to find out which; the others were refused with {error}"
+            ),
         }
     }
 }

@@ -181,9 +181,11 @@ pub(super) fn mset(ctx: &mut Context<'_>) {
     let Some(pairs) = pairs(ctx) else { return };
     or_error(ctx, |ctx| {
         check_sizes(pairs)?;
-        for [key, value] in pairs {
+        for (done, [key, value]) in pairs.iter().enumerate() {
             let hash = ctx.store.locate(key);
-            ctx.store.set(hash, key, value, 0, ctx.now)?;
+            if let Err(refused) = ctx.store.set(hash, key, value, 0, ctx.now) {
+                return Err(if done == 0 { refused.into() } else { Failure::Partly(refused) });
+            }
         }
         ctx.out.ok();
         Ok(())
@@ -877,6 +879,18 @@ mod tests {
         console.store.set_max_memory(used + 1);
         assert_eq!(console.run("msetnx {t}a 1 {t}b 2"), refusal);
         console.script("mget {t}k {t}a {t}b {t}n => [\"old\", (nil), (nil), (nil)]");
+    }
+
+    #[test]
+    fn a_refusal_half_way_says_that_a_part_was_written() {
+        let mut console = Console::new();
+        console.run("set k old");
+        let used = console.store.memory_bytes() as u64;
+        console.store.set_max_memory(used);
+        assert!(console.run("mset a 1 b 2").starts_with("OOM "));
+        console.store.set_max_memory(used + 1);
+        assert!(console.run("mset a 1 b 2").starts_with("UNKNOWN part of the keys was written"));
+        console.script("mget a b => [\"1\", (nil)]");
     }
 
     #[test]

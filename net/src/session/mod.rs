@@ -763,7 +763,8 @@ impl Session {
         if merge != Merge::Array {
             order = Vec::new();
         }
-        let mut gathering = Gathering::new(merge, cores().count() as u32, back.cores(), order);
+        let writes = spec.flags.contains(Flags::WRITE);
+        let mut gathering = Gathering::new(merge, cores().count() as u32, back.cores(), order, writes);
         let own = involved[here.index()] > 0 && back.runs(here);
         if own {
             self.run_part(&mut gathering, spec, &parts[here.index()], back);
@@ -794,7 +795,8 @@ impl Session {
             return Step::Later;
         }
         let protocol = self.client.protocol;
-        let mut gathering = Gathering::new(merge, back.cores() as u32, back.cores(), Vec::new());
+        let writes = spec.flags.contains(Flags::WRITE);
+        let mut gathering = Gathering::new(merge, back.cores() as u32, back.cores(), Vec::new(), writes);
         self.run_part(&mut gathering, spec, args, back);
         if back.cores() == 1 {
             self.reply(loudness, out, |out| gathering.finish(protocol, out));

@@ -56,7 +56,11 @@ pub(super) struct Gathering {
     merge: Merge,
     missing: u32,
     sum: i64,
-    /// The first error, as the line that the client gets.
+    /// It is a command that writes: what became of its parts together decides which error is true.
+    writes: bool,
+    /// A part changed something.
+    changed: bool,
+    /// The error that leaves the most open, else the first, as the line that the client gets.
     error: Option<Vec<u8>>,
     /// For [`Merge::Array`]: the core that answers each key.
     order: Vec<u16>,
@@ -65,23 +69,25 @@ pub(super) struct Gathering {
 }
 
 impl Gathering {
-    pub(super) fn new(merge: Merge, missing: u32, cores: usize, order: Vec<u16>) -> Gathering {
+    pub(super) fn new(merge: Merge, missing: u32, cores: usize, order: Vec<u16>, writes: bool) -> Gathering {
         let parts = if matches!(merge, Merge::Array | Merge::Concat) { vec![Vec::new(); cores] } else { Vec::new() };
-        Gathering { merge, missing, sum: 0, error: None, order, parts }
+        Gathering { merge, missing, sum: 0, writes, changed: false, error: None, order, parts }
     }
 
     /// Takes the part of one core.
     pub(super) fn add(&mut self, core: usize, answer: &Answer<'_>) {
         self.missing -= 1;
         if answer.is_error() {
-            if self.error.is_none() {
-                let mut line = Vec::new();
-                answer.render(Protocol::Resp2, &mut line);
+            let mut line = Vec::new();
+            answer.render(Protocol::Resp2, &mut line);
+            if self.error.as_ref().is_none_or(|known| !is_unknown(known) && is_unknown(&line)) {
                 self.error = Some(line);
             }
             return;
         }
         self.sum += answer.aux;
+        // A deletion that found nothing did nothing.
+        self.changed |= self.writes && (self.merge != Merge::Sum || answer.aux != 0);
         if let Some(part) = self.parts.get_mut(core) {
             part.extend_from_slice(answer.bytes);
         }
@@ -90,7 +96,13 @@ impl Gathering {
     /// Writes the whole reply.
     pub(super) fn finish(&self, protocol: Protocol, out: &mut Vec<u8>) {
         if let Some(error) = &self.error {
-            out.extend_from_slice(error);
+            if self.changed && !is_unknown(error) {
+                // The refusal alone would say that nothing was done.
+                out.extend_from_slice(PART_WRITTEN);
+                out.extend_from_slice(error.strip_prefix(b"-").unwrap_or(error));
+            } else {
+                out.extend_from_slice(error);
+            }
             return;
         }
         let mut writer = Writer::new(protocol, out);
@@ -114,6 +126,15 @@ impl Gathering {
             }
         }
     }
+}
+
+/// What a client reads when a command of several cores was done by some and refused by others; the refusal follows.
+const PART_WRITTEN: &[u8] =
+    b"-UNKNOWN part of the keys was written: read to find out which; the others were refused with ";
+
+/// Whether an error's line leaves open what was done.
+fn is_unknown(line: &[u8]) -> bool {
+    line.starts_with(b"-UNKNOWN ")
 }
 
 /// What follows the first line.
@@ -320,20 +341,49 @@ mod tests {
     #[test]
     fn parts_of_an_array_are_dealt_out_in_the_order_of_the_keys() {
         let (mut replies, mut out) = (Replies::default(), Vec::new());
-        let slot = replies.gather(Gathering::new(Merge::Array, 2, 2, vec![1, 0, 1]), P, Heard);
+        let slot = replies.gather(Gathering::new(Merge::Array, 2, 2, vec![1, 0, 1], false), P, Heard);
         let part = |bytes| Answer { status: Status::Encoded, aux: 0, bytes };
         assert!(!replies.answer(slot, 1, &part(b"*2\r\n$3\r\na\nb\r\n$-1\r\n"), &mut out));
         assert!(replies.answer(slot, 0, &part(b"*1\r\n$0\r\n\r\n"), &mut out));
         assert_eq!(out, b"*3\r\n$3\r\na\nb\r\n$0\r\n\r\n$-1\r\n");
     }
 
-    #[test]
-    fn one_part_that_failed_is_the_whole_reply() {
+    /// What a client reads of a command of two cores.
+    fn merged(merge: Merge, writes: bool, first: &Answer<'_>, second: &Answer<'_>) -> String {
         let (mut replies, mut out) = (Replies::default(), Vec::new());
-        let slot = replies.gather(Gathering::new(Merge::Sum, 2, 2, Vec::new()), P, Heard);
-        let error = Answer { status: Status::Error, aux: 0, bytes: b"OOM no" };
-        assert!(!replies.answer(slot, 0, &error, &mut out));
-        assert!(replies.answer(slot, 1, &integer(5), &mut out));
-        assert_eq!(out, b"-OOM no\r\n");
+        let slot = replies.gather(Gathering::new(merge, 2, 2, Vec::new(), writes), P, Heard);
+        assert!(!replies.answer(slot, 0, first, &mut out));
+        assert!(replies.answer(slot, 1, second, &mut out));
+        String::from_utf8(out).unwrap().trim_end().to_owned()
+    }
+
+    #[test]
+    fn a_part_of_a_read_that_failed_is_the_whole_reply() {
+        let error = Answer { status: Status::Error, aux: 0, bytes: b"CLUSTERDOWN no" };
+        assert_eq!(merged(Merge::Sum, false, &error, &integer(5)), "-CLUSTERDOWN no");
+        assert_eq!(merged(Merge::Sum, false, &integer(5), &error), "-CLUSTERDOWN no");
+    }
+
+    #[test]
+    fn a_write_is_refused_only_when_every_part_was() {
+        let done = Answer { status: Status::Encoded, aux: 0, bytes: b"+OK\r\n" };
+        let down = Answer { status: Status::Error, aux: 0, bytes: b"CLUSTERDOWN no" };
+        let full = Answer { status: Status::Encoded, aux: 0, bytes: b"-OOM no\r\n" };
+        let open = Answer { status: Status::Error, aux: 0, bytes: b"UNKNOWN 1 of 2" };
+        let refused = |with: &str| format!("{}{with}", std::str::from_utf8(PART_WRITTEN).unwrap());
+        for (merge, one, other, expected) in [
+            (Merge::Ok, &down, &open, "-UNKNOWN 1 of 2"),
+            (Merge::Ok, &done, &open, "-UNKNOWN 1 of 2"),
+            (Merge::Ok, &down, &done, &refused("CLUSTERDOWN no")),
+            (Merge::Ok, &full, &done, &refused("OOM no")),
+            (Merge::Sum, &full, &integer(5), &refused("OOM no")),
+            (Merge::Ok, &full, &full, "-OOM no"),
+            // Nothing was there to delete, so nothing was done.
+            (Merge::Sum, &down, &integer(0), "-CLUSTERDOWN no"),
+        ] {
+            assert_eq!(merged(merge, true, one, other), expected);
+            assert_eq!(merged(merge, true, other, one), expected);
+        }
+        assert!(is_unknown(PART_WRITTEN));
     }
 }

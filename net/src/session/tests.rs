@@ -89,6 +89,22 @@ fn transactions() {
 }
 
 #[test]
+fn a_write_of_which_a_part_was_refused_is_not_called_refused() {
+    let mut cores = Cores::new(2);
+    cores.refuses = |args| args[0] != b"GET" && args.contains(&&b"no"[..]);
+    let core = |key: &str| cores.owner(cores.keyspace().locate(key.as_bytes()));
+    let yes = ["a", "b", "c", "d", "e", "f"].into_iter().find(|key| core(key) != core("no")).expect("half of them");
+    let said = talk(&mut cores, &encode(&format!("MSET {yes} 1 no 2\nDEL no {yes}\nDEL no {yes}")), 1, 1);
+    let part = "-UNKNOWN part of the keys was written: read to find out which; the others were refused with ERR refused by \
+                the test ";
+    assert_eq!(said, format!("{part}{part}-ERR refused by the test "));
+    assert_eq!(
+        talk(&mut cores, &encode(&format!("MGET no {yes}\nMSET no 1 no 2")), 1, 1),
+        "-ERR refused by the test ".repeat(2)
+    );
+}
+
+#[test]
 fn a_strangers_requests_are_small_and_refused() {
     let mut cores = Cores::new(2);
     cores.password = Some(b"sesame");
