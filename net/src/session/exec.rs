@@ -10,7 +10,7 @@ use gridkv_engine::reply::Reply;
 
 use super::replies::Loudness;
 use super::transaction::{Packer, Watched};
-use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step};
+use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step, Watching};
 use crate::resp::Writer;
 
 /// Bytes of replies that the session's own commands may add to a transaction.
@@ -133,7 +133,7 @@ impl Session {
                 back.send(owner, key.hash, slot, at as u32, Request::Version(&key.key));
             }
         }
-        self.watching = Some((slot, remote));
+        self.watching = Some(Watching { slot, missing: remote, known, failed: None });
         self.barrier = Some(slot);
         Step::Done
     }

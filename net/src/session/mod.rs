@@ -34,6 +34,7 @@ use gridkv_engine::hash::{KeyHash, Keyspace};
 use gridkv_engine::hlc::Version;
 use gridkv_engine::reply::Reply;
 
+use crate::frame::Status;
 use crate::mesh::CoreId;
 use crate::resp::{Decoder, Limits as WireLimits, Parsed, Protocol, Span, Writer};
 
@@ -191,6 +192,18 @@ struct Multi {
     broken: bool,
 }
 
+/// A WATCH that waits for versions.
+#[derive(Debug)]
+struct Watching {
+    slot: u32,
+    /// Versions that have not come.
+    missing: u32,
+    /// Keys that were watched before it.
+    known: usize,
+    /// Why the version of a key could not be read, the first time.
+    failed: Option<Vec<u8>>,
+}
+
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -239,8 +252,8 @@ pub struct Session {
     reply_mode: ReplyMode,
     multi: Option<Multi>,
     watched: Vec<Watched>,
-    /// The slot of a WATCH whose versions are under way, and how many are missing.
-    watching: Option<(u32, u32)>,
+    /// A WATCH whose versions are under way.
+    watching: Option<Watching>,
     /// Commands of an EXEC that run one after the other.
     running: VecDeque<Queued>,
     /// The slot that must be answered before reading goes on.
@@ -386,17 +399,23 @@ impl Session {
             back.count_error(answer.bytes.strip_prefix(b"-").unwrap_or(answer.bytes));
         }
         let whole = match &mut self.watching {
-            Some((watch, missing)) if *watch == slot => {
-                if let Some(key) = self.watched.get_mut(index as usize) {
+            Some(watching) if watching.slot == slot => {
+                if answer.is_error() {
+                    watching.failed.get_or_insert_with(|| answer.bytes.to_vec());
+                } else if let Some(key) = self.watched.get_mut(index as usize) {
                     key.version = transaction::version_of(answer.bytes);
                 }
-                *missing -= 1;
-                if *missing > 0 {
+                watching.missing -= 1;
+                if watching.missing > 0 {
                     return;
                 }
-                self.watching = None;
-                let done = Answer { status: crate::frame::Status::Done, aux: 0, bytes: b"" };
-                self.replies.answer(slot, 0, &done, out)
+                let Watching { known, failed, .. } = self.watching.take().expect("it is seen above");
+                let status = if failed.is_some() { Status::Error } else { Status::Done };
+                if failed.is_some() {
+                    // A key of which nothing is known cannot be watched, and half a WATCH is none.
+                    self.watched.truncate(known);
+                }
+                self.replies.answer(slot, 0, &Answer { status, aux: 0, bytes: &failed.unwrap_or_default() }, out)
             }
             _ => self.replies.answer(slot, index, answer, out),
         };
@@ -813,7 +832,7 @@ impl Session {
     fn run_part(&mut self, gathering: &mut Gathering, spec: &'static Spec, args: &[&[u8]], back: &mut impl Backplane) {
         let mut bytes = Vec::new();
         let aux = back.run(spec, args, self.client.protocol, &mut bytes);
-        let answer = Answer { status: crate::frame::Status::Encoded, aux, bytes: &bytes };
+        let answer = Answer { status: Status::Encoded, aux, bytes: &bytes };
         gathering.add(back.here().index(), &answer);
     }
 

@@ -46,6 +46,8 @@ pub struct Cores {
     pub password: Option<&'static [u8]>,
     /// Commands of the data for which this holds answer with an error, and do nothing.
     pub refuses: fn(&[&[u8]]) -> bool,
+    /// Keys for which this holds cannot be read for WATCH, on cores to which a request is sent.
+    pub hides: fn(&[u8]) -> bool,
 }
 
 fn limits() -> Limits {
@@ -77,6 +79,7 @@ impl Cores {
             room: 8,
             password: None,
             refuses: |_| false,
+            hides: |_| false,
         }
     }
 
@@ -126,6 +129,10 @@ impl Cores {
             Sent::Set(key, value) => {
                 self.stores[core].set(hash, &key, &value, 0, NOW).unwrap();
                 status = Status::Done;
+            }
+            Sent::Version(key) if (self.hides)(&key) => {
+                bytes.extend_from_slice(b"CLUSTERDOWN hidden by the test");
+                status = Status::Error;
             }
             Sent::Version(key) => match self.stores[core].version(hash, &key, NOW) {
                 Some(version) => {

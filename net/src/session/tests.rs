@@ -105,6 +105,23 @@ fn a_write_of_which_a_part_was_refused_is_not_called_refused() {
 }
 
 #[test]
+fn a_key_that_cannot_be_read_is_not_watched() {
+    let mut cores = Cores::new(2);
+    cores.hides = |key| key.ends_with(b"no");
+    let far = |tag: &&str| cores.owner(cores.keyspace().locate(tag.as_bytes())) != cores.here();
+    let tag = ["a", "b", "c", "d", "e", "f"].into_iter().find(far).expect("half of them");
+    let script = |line: &str| encode(&line.replace('~', &format!("{{{tag}}}")));
+    for seed in 0..8 {
+        // One of the keys could have been watched: neither is, and the transaction is bound by nothing.
+        let said = talk(&mut cores, &script("WATCH ~1 ~no\nSET ~1 x\nMULTI\nGET ~1\nEXEC"), 1, seed);
+        assert_eq!(said, "-CLUSTERDOWN hidden by the test +OK +OK +QUEUED *1 $1 x ");
+        // What was watched before is watched still.
+        let said = talk(&mut cores, &script("WATCH ~1\nWATCH ~no ~2\nSET ~1 x\nMULTI\nGET ~1\nEXEC"), 1, seed);
+        assert_eq!(said, "+OK -CLUSTERDOWN hidden by the test +OK +OK +QUEUED *-1 ");
+    }
+}
+
+#[test]
 fn a_strangers_requests_are_small_and_refused() {
     let mut cores = Cores::new(2);
     cores.password = Some(b"sesame");
