@@ -259,7 +259,7 @@ impl Fill {
             None if filling.filled || filling.blocked && filling.wait <= now => None,
             None => room.then_some(filling.wait),
         };
-        let free = self.freeing.then_some(now + 1);
+        let free = self.freeing.then_some(now);
         self.shards.values().filter_map(of).chain(free).min()
     }
 

@@ -82,6 +82,7 @@ pub(crate) struct Hints {
     bytes: usize,
     next_op: u64,
     resend_at: Millis,
+    look_at: Millis,
     stats: HintStats,
 }
 
@@ -99,6 +100,7 @@ impl Hints {
             bytes: 0,
             next_op: 0,
             resend_at: 0,
+            look_at: 0,
             stats: HintStats::default(),
         }
     }
@@ -144,10 +146,13 @@ impl Hints {
             self.resend_at = now + RESEND_MS;
             self.queues.values_mut().flat_map(BTreeMap::values_mut).for_each(|hint| hint.op = 0);
         }
+        // Who comes back is not waited for here; but what waits grows old.
+        self.look_at = now + AWAY_MS;
         for (&node, queue) in &mut self.queues {
             if !cx.view.is_alive(node) {
                 continue;
             }
+            self.look_at = now + TICK_MS;
             let under_way = queue.values().filter(|hint| hint.op != 0).count();
             let room = self.limits.under_way.saturating_sub(under_way);
             // One that is being filled gets all this from its sources, and does not know yet what is too old for it.
@@ -200,8 +205,8 @@ impl Hints {
     }
 
     /// When to look again.
-    pub(crate) fn next_deadline(&self, now: Millis) -> Option<Millis> {
-        (!self.queues.is_empty()).then_some(now + TICK_MS)
+    pub(crate) fn next_deadline(&self) -> Option<Millis> {
+        (!self.queues.is_empty()).then_some(self.look_at)
     }
 
     pub(crate) fn invariants(&self) {
@@ -211,8 +216,10 @@ impl Hints {
     }
 }
 
-/// How often waiting hints are looked at.
+/// How often waiting hints are looked at, for a replica that is there.
 const TICK_MS: Millis = 100;
+/// And for those that are away.
+const AWAY_MS: Millis = 1000;
 
 /// What delivering needs: a [`Context`] without the hints themselves.
 pub(crate) struct Deliver<'a, 'b> {

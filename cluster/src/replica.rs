@@ -7,6 +7,7 @@
 //! one epoch. A replica that is being filled stores what it is sent and answers no read: what it lacks would be read as
 //! absence. Answers are bounded by [`ANSWER_BYTES`], whatever was asked for.
 
+use gridkv_engine::Millis;
 use gridkv_engine::digest::LEAVES;
 use gridkv_engine::hash::{KeyHash, Keyspace};
 use gridkv_engine::record::Entry;
@@ -117,15 +118,21 @@ pub(crate) fn serve(
 
 /// Stores an entry in this node's copy of its shard: a peer's, or one that this core coordinates.
 ///
-/// A tombstone is taken below the floor, too: it brings nothing back, and a read that found it at another replica has to get it
-/// onto a quorum. The next purge takes it away again.
+/// A tombstone, or what has expired, is taken below the floor, too: it brings nothing back, and a read that found it at another
+/// replica has to get it onto a quorum. The next purge takes it away again.
 pub(crate) fn store(cx: &mut Context<'_>, entry: Entry<'_>) -> Result<Merged, StoreError> {
     match cx.planted.merge(cx.store, entry, cx.now.wall) {
-        Ok(Merged::BelowFloor) if entry.tombstone => cx.store.fill(entry, cx.now.wall),
+        Ok(Merged::BelowFloor) if entry.tombstone || has_expired(&entry, cx.now.wall) => {
+            cx.store.fill(entry, cx.now.wall)
+        }
         // It came before, and this clock was set back since.
         Err(StoreError::Clock(_)) if is_known(cx, &entry) => Ok(Merged::Stale),
         merged => merged,
     }
+}
+
+fn has_expired(entry: &Entry<'_>, now: Millis) -> bool {
+    entry.expires_at != 0 && entry.expires_at <= now
 }
 
 /// Whether something as new is held for that key.

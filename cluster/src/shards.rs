@@ -404,9 +404,13 @@ impl Shards {
     /// Whether this node's clock is wrong, and by how much it is behind the others. Then it makes no versions: what clients write
     /// through it fails, and it orders nothing. It reads, stores what others write, be it ahead of its clock by so much, and
     /// forwards commands to their orderers.
-    pub fn set_quarantined(&mut self, store: &mut Store, quarantined: bool, behind_ms: Millis) {
+    pub fn set_quarantined(&mut self, now: Now, store: &mut Store, quarantined: bool, behind_ms: Millis) {
+        let mended = self.view.quarantined && !quarantined;
         self.view.quarantined = quarantined;
         store.set_behind(if quarantined { behind_ms } else { 0 });
+        if mended {
+            store.settle_clock(now.wall);
+        }
     }
 
     /// Who can be reached has changed.
@@ -434,7 +438,7 @@ impl Shards {
     pub fn next_deadline(&self, now: Now) -> Option<Millis> {
         let machines = [
             self.coordinator.next_deadline(),
-            self.hints.next_deadline(now.mono),
+            self.hints.next_deadline(),
             self.fill.next_deadline(now.mono),
             self.repair.next_deadline(),
             self.purge.next_deadline(),

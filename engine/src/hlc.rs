@@ -120,6 +120,14 @@ impl Clock {
         Ok(())
     }
 
+    /// The wall clock was wrong, and is right again: what it said when it was ahead no longer counts, beyond the allowed drift.
+    ///
+    /// Versions may come a second time only if the clock goes ahead again; what was written ahead of time stays newer until that
+    /// time has come.
+    pub fn settle(&mut self, now: Millis) {
+        self.last = self.last.min(Hlc::new(now.saturating_add(self.max_drift_ms), 0));
+    }
+
     /// The number of this node in versions from now on.
     pub const fn set_node(&mut self, node: u16) {
         self.node = node;
@@ -168,6 +176,17 @@ mod tests {
         clock.observe(Version { hlc: Hlc::new(7, u16::MAX), node: 0 }, 7).unwrap();
         assert_eq!(clock.tick(7).hlc, Hlc::new(8, 0));
         assert_eq!(clock.tick(u64::MAX).hlc, Hlc::new(MAX_MILLIS, 0));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_is_settled_and_what_others_made_is_not_forgotten() {
+        let mut clock = Clock::new(1, 500);
+        clock.tick(3_600_000);
+        clock.settle(1000);
+        assert_eq!(clock.last(), Hlc::new(1500, 0));
+        clock.observe(Version { hlc: Hlc::new(1900, 7), node: 2 }, 1500).unwrap();
+        clock.settle(1500);
+        assert_eq!(clock.tick(1500).hlc, Hlc::new(1900, 8));
     }
 
     proptest! {

@@ -34,6 +34,8 @@ use crate::hash::{KeyHash, Keyspace, ShardId};
 use crate::hlc::{Clock, TooFarAhead, Version};
 use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta, Record};
 
+/// Entries that are looked at at once when a part of a shard is shed.
+const SHED_AT_ONCE: usize = 1024;
 /// Entries freed before a write that finds memory full looks again.
 const RECLAIMED_AT_ONCE: usize = 512;
 
@@ -489,6 +491,11 @@ impl Store {
         self.clock.set_node(node);
     }
 
+    /// The wall clock was wrong, and is right again: see [`Clock::settle`].
+    pub fn settle_clock(&mut self, now: Millis) {
+        self.clock.settle(now);
+    }
+
     /// This node's wall clock is known to be behind by so much: versions of others may be ahead of it by that and the usual
     /// drift, until something else is said.
     pub fn set_behind(&mut self, ms: Millis) {
@@ -765,6 +772,7 @@ impl Store {
         for (hash, key) in dead {
             let Some(old) = self.backend.remove(shard, hash, &key)? else { continue };
             self.forget(shard, hash, &key, old.meta);
+            self.stats.expired += u64::from(!old.meta.tombstone);
             purged.forgotten += 1;
         }
         let graves = &mut self.shard(shard).graves;
@@ -784,9 +792,32 @@ impl Store {
         state.expiring -= u64::from(will_expire(old));
         if old.tombstone {
             state.graves.went(grave_bytes(key, old));
-        } else {
-            self.stats.expired += 1;
         }
+    }
+
+    /// Raises the floor of a shard to there, and forgets all of it that is not above the floor, as if it had never been here. For
+    /// what may have been deleted elsewhere, and the tombstone purged. In one go, however much it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`]. It can be repeated.
+    pub fn shed_below(&mut self, shard: ShardId, floor: Version) -> Result<(), StoreError> {
+        self.doomed = None;
+        self.raise_floor(shard, floor);
+        let mut next = Some(self.config.keyspace.first_hash(shard));
+        let mut shed: Vec<(KeyHash, Vec<u8>)> = Vec::new();
+        while let Some(from) = next {
+            next = self.backend.visit(shard, from, SHED_AT_ONCE, &mut |hash, entry| {
+                if entry.version <= floor {
+                    shed.push((hash, entry.key.to_vec()));
+                }
+            });
+            for (hash, key) in shed.drain(..) {
+                if let Some(old) = self.backend.remove(shard, hash, &key)? {
+                    self.forget(shard, hash, &key, old.meta);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// An entry not newer than this that is absent here may have been deleted.
@@ -1353,6 +1384,25 @@ mod tests {
         store.purge_below(shard, Version { hlc: Hlc::new(1000, 0), node: 0 }, KeyHash(0), usize::MAX).unwrap();
         assert_eq!((store.stats().tombstones, store.stats().tombstone_bytes), (0, 0));
         assert_eq!(store.oldest_tombstone(shard), None);
+        store.invariants();
+    }
+
+    #[test]
+    fn shedding_forgets_what_is_not_above_the_floor_and_keeps_the_rest() {
+        let mut store = store(StoreConfig { keep_tombstones: true, ..StoreConfig::default() });
+        for n in 0..3000 {
+            store.put(&format!("{{tag}}{n}"), "v", if n % 3 == 0 { 1 << 40 } else { 0 }, n);
+            if n % 2 == 0 {
+                store.del(&format!("{{tag}}{n}"), n);
+            }
+        }
+        let shard = store.keyspace().shard(store.locate(b"{tag}"));
+        let floor = Version { hlc: Hlc::new(1999, u16::MAX), node: u16::MAX };
+        store.shed_below(shard, floor).unwrap();
+        assert_eq!((store.digest(shard).count, store.len(), store.tombstones(shard)), (1000, 500, 500));
+        assert_eq!((store.tombstone_floor(shard), store.stats().expired), (floor, 0));
+        let hash = store.locate(b"{tag}2001");
+        assert!(store.exists(hash, b"{tag}2001", 5000) && !store.exists(hash, b"{tag}1999", 5000));
         store.invariants();
     }
 

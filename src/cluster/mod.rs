@@ -583,7 +583,8 @@ pub(crate) fn alive(core: &CoreRc, alive: BTreeSet<NodeNo>, isolated: bool) {
 /// Whether this node's clock is wrong, and by how much it is behind.
 pub(crate) fn quarantined(core: &CoreRc, quarantined: bool, behind: Millis) {
     if let Some(member) = &mut *core.member.borrow_mut() {
-        member.shards.set_quarantined(&mut core.state.borrow_mut().store, quarantined, behind);
+        let now = member.now();
+        member.shards.set_quarantined(now, &mut core.state.borrow_mut().store, quarantined, behind);
     }
 }
 

@@ -220,7 +220,9 @@ fn a_version_that_was_sent_twice_and_refused_may_be_there() {
 fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
     let mut node = Node::new();
     let wall = node.now.wall;
-    node.shards.set_quarantined(&mut node.store, true, 60_000);
+    // It was an hour ahead for a moment.
+    node.store.mint(wall + 3_600_000);
+    node.shards.set_quarantined(node.now, &mut node.store, true, 60_000);
     node.set(b"k", b"v");
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     let hash = node.locate(b"k");
@@ -256,7 +258,8 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
     let read = Operation::Read { key: (hash, b"k"), level: Level::One };
     node.shards.begin(node.now, &mut node.store, TOKEN, read, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Found(None)));
-    node.shards.set_quarantined(&mut node.store, false, 0);
+    node.shards.set_quarantined(node.now, &mut node.store, false, 0);
+    assert!(node.store.mint(wall).hlc.millis() <= wall + 501, "what it makes now is taken by others");
     node.set(b"k", b"v");
     assert_eq!(node.writes().len(), 2);
     assert!(node.shards.orderer(own).is_ok());

@@ -119,6 +119,53 @@ fn a_place_outside_of_the_shard_is_its_end() {
     }
 }
 
+/// A read met it at another replica, which had not swept it yet, when this one had forgotten it in a purge.
+#[test]
+fn what_has_expired_is_taken_below_the_floor() {
+    let mut core = Core::new();
+    let (hash, key) = core.key_in(0..16);
+    let shard = core.shards.view().shard(hash);
+    core.store.raise_floor(shard, Version { hlc: Hlc::new(NOW.wall + 1, 0), node: 0 });
+    let ask = core.ask(shard);
+    let gone = Entry { expires_at: NOW.wall - 1, ..entry(&key) };
+    assert_eq!(core.refusal(&Message::Write(ask, Stored { hash, entry: gone })), None);
+    let other = [b"{", &key[..], b"}"].concat();
+    let (hash, lives) = (core.store.locate(&other), Entry { expires_at: NOW.wall + 1, ..entry(&other) });
+    assert_eq!(core.refusal(&Message::Write(ask, Stored { hash, entry: lives })), Some(Why::BelowFloor));
+}
+
+/// Beyond the bound there is one entry at most, so that no answer is longer than a frame.
+#[test]
+fn a_page_of_large_entries_has_one_beyond_the_bound() {
+    let mut core = Core::new();
+    let (hash, key) = core.key_in(0..16);
+    let shard = core.shards.view().shard(hash);
+    let value = vec![7; 3 * super::ANSWER_BYTES];
+    let mut stored = 0;
+    for n in 0..4000u32 {
+        let name = format!("{{{}}}{n}", String::from_utf8_lossy(&key));
+        if stored < 5 && core.shards.view().shard(core.store.locate(name.as_bytes())) == shard {
+            let version = Version { hlc: Hlc::new(NOW.wall, 0), node: PEER.0 };
+            let entry = Entry { key: name.as_bytes(), value: &value, version, expires_at: 0, tombstone: false };
+            core.store.merge(entry, NOW.wall).unwrap();
+            stored += 1;
+        }
+    }
+    assert_eq!(stored, 5);
+    let (mut at, mut pages) = (Some(core.shards.view().keyspace().first_hash(shard)), 0);
+    while let Some(from) = at {
+        let (mut out, ask) = (Outbox::new(), core.ask(shard));
+        core.shards.on_message(NOW, &mut core.store, PEER, &Message::Stream(ask, from), &mut out);
+        let (_, bytes) = out.sends().next().unwrap();
+        let mut aligned = AlignedVec::<16>::new();
+        aligned.extend_from_slice(bytes);
+        let Message::Entries(_, next, packed) = Message::read(&aligned).unwrap() else { panic!("not a page") };
+        assert_eq!(packed.iter().count(), 1);
+        (at, pages) = (next, pages + 1);
+    }
+    assert_eq!(pages, 5);
+}
+
 /// The write was stored and the answer lost, then the clock was set back by an hour: the version is far ahead now, and it is here.
 #[test]
 fn a_write_that_comes_again_after_the_clock_was_set_back_is_acknowledged() {

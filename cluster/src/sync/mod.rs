@@ -357,11 +357,15 @@ impl Session {
     ) -> Result<(), Progress> {
         let shard = self.shard;
         if self.kind == Kind::Fill {
-            // What has expired here between two memberships may have been deleted and purged meanwhile. Nothing here
-            // counts yet that the sources do not hold too.
+            // What is here from between two memberships may have been deleted and purged meanwhile, up to the floor. What
+            // is above it stays: it may have been written in this very epoch, and this copy's answer have counted.
             let missed = self.suspect && floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
-            if missed || cx.planted.has(Bug::SyncClears) {
+            if cx.planted.has(Bug::SyncClears) {
                 let _ = cx.store.drop_shard(shard, 0);
+            } else if missed && cx.store.shed_below(shard, floor).is_err() {
+                return Err(Progress::Failed);
+            }
+            if missed || cx.planted.has(Bug::SyncClears) {
                 self.stream = Some(cx.view.keyspace().first_hash(shard));
             }
             self.suspect = false;

@@ -396,6 +396,37 @@ fn what_is_left_of_a_former_membership_is_not_kept() {
     assert_eq!(floor(1), floor(3), "the floor comes with the data");
 }
 
+/// While it is filled its shard gets another epoch, and a floor was raised in between: it may have been out of the set. But
+/// what was written in the new epoch may have been acknowledged because of its answer.
+#[test]
+fn what_is_above_the_floor_is_kept_when_a_fill_begins_anew() {
+    let mut world = World::new(19);
+    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
+    world.map = Arc::new(map.clone());
+    world.start(NodeNo(4));
+    world.adopt(map);
+    world.set_alive();
+    for n in 0..200 {
+        world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(90_000, n));
+    }
+    let step = |world: &mut World, transition| world.adopt(step_all(&world.map, transition));
+    step(&mut world, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) });
+    world.run(500);
+    assert!(world.all_filled(4));
+    let floor = world.version(60_000, 0);
+    for no in [1, 2, 3] {
+        let store = &mut world.nodes.get_mut(&NodeNo(no)).unwrap().store;
+        (0..32).for_each(|shard| store.raise_floor(ShardId(shard), floor));
+    }
+    step(&mut world, Transition::First { node: NodeNo(2) });
+    world.put(&[4], "deleted long ago", Some(b"v"), world.version(80_000, 0));
+    world.put(&[4], "acknowledged", Some(b"v"), world.version(5, 0));
+    world.run(500);
+    assert!(world.all_filled(4));
+    assert_eq!((world.raw(4, "deleted long ago"), world.holds(4, "acknowledged")), (None, Some(b"v".to_vec())));
+    assert_eq!(world.nodes[&NodeNo(4)].store.len(), 201);
+}
+
 #[test]
 fn a_shard_that_is_held_elsewhere_is_freed() {
     let mut world = World::new(13);

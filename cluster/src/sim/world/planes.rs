@@ -204,7 +204,7 @@ impl World {
             }
             Note::Quarantined(core, quarantined, behind) => {
                 let Core { shards, store, .. } = &mut self.nodes[node].cores[core];
-                return shards.set_quarantined(store, quarantined, behind);
+                return shards.set_quarantined(now, store, quarantined, behind);
             }
             Note::Written => {}
         }
