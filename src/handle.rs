@@ -363,10 +363,7 @@ impl GridKv {
     /// # Errors
     /// [`Error::Closed`].
     pub async fn clear(&self) -> Result<(), Error> {
-        for core in 0..self.cores() {
-            self.call(core, CoreHandle::clear).await??;
-        }
-        Ok(())
+        self.on_core(0, |handle| async move { handle.clear_all().await }).await?
     }
 
     /// Stops the node: connections are closed, every thread ends. Other clones answer [`Error::Closed`] from now on.

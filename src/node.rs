@@ -114,7 +114,7 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
         eventfds.push(fd);
     }
     let signals: Vec<_> = links.iter().map(|link| link.signal.clone()).collect();
-    let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice()));
+    let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice(), place.is_some()));
     let config = Arc::new(config);
     let clients = Arc::new(Clients::default());
     let facts = Arc::new(Facts::new(&config, resp, cpus.len()));

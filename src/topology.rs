@@ -18,6 +18,7 @@ use gridkv_net::mesh::CoreId;
 use gridkv_net::signal::Signal;
 
 use crate::cores::CoreRc;
+use crate::cores::flush::Flushes;
 
 /// Messages that a core's inbox holds before foreign threads have to wait.
 pub(crate) const INBOX_MESSAGES: usize = 4096;
@@ -66,6 +67,8 @@ pub(crate) struct Topology {
     owners: Box<[CoreId]>,
     pub(crate) links: Box<[Link]>,
     stop: AtomicBool,
+    /// Whether the node may be emptied.
+    pub(crate) flushes: Arc<Flushes>,
     /// Why the node cannot go on, if it is that which stops it.
     failure: OnceLock<&'static str>,
 }
@@ -98,7 +101,7 @@ impl Topology {
         self.stop.load(Ordering::Acquire)
     }
 
-    pub(crate) fn new(keyspace: Keyspace, links: Box<[Link]>) -> Topology {
+    pub(crate) fn new(keyspace: Keyspace, links: Box<[Link]>, clustered: bool) -> Topology {
         let shards = u32::from(keyspace.shards.get());
         let owners = (0..links.len())
             .flat_map(|core| shards_of(core, links.len(), shards).map(move |_| CoreId(core as u16)))
@@ -110,6 +113,7 @@ impl Topology {
             owners,
             links,
             stop: AtomicBool::new(false),
+            flushes: Arc::new(Flushes::new(clustered)),
             failure: OnceLock::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! Nodes that an application embeds form a cluster by themselves: three in this one process, on sockets of loopback.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,53 @@ fn what_one_node_writes_the_others_read() {
             node.close().await.unwrap();
         }
     });
+}
+
+/// The next line of a stream of replies.
+fn line(replies: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    replies.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+#[test]
+fn a_node_is_emptied_as_a_whole_or_not_at_all() {
+    const ROUNDS: usize = 50;
+    const REFUSED: &str = "ERR FLUSHALL and FLUSHDB do not run on replicated data";
+    let any = "127.0.0.1:0".parse().unwrap();
+    let first = builder().cores("2").unwrap().listen(any).start().unwrap();
+    let seed = first.peer_addr().unwrap().to_string();
+    let mut client = TcpStream::connect(first.resp_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut replies = BufReader::new(client.try_clone().unwrap());
+    wait_for("a founder can be emptied", || {
+        let said = block_on(first.clear());
+        (said.is_ok(), said)
+    });
+    let joining = std::thread::spawn(move || builder().seeds([seed]).start().unwrap());
+    // Keys of both cores are written and emptied while the shards come to be shared.
+    let pairs: String = (0..16).map(|key| format!(" key:{key} v")).collect();
+    let round = format!("MSET{pairs}\r\nFLUSHALL\r\nDBSIZE\r\n");
+    let deadline = Instant::now() + PATIENCE;
+    let mut refused = false;
+    while !refused {
+        client.write_all(round.repeat(ROUNDS).as_bytes()).unwrap();
+        for _ in 0..ROUNDS {
+            let (written, flushed, left) = (line(&mut replies), line(&mut replies), line(&mut replies));
+            if flushed == "+OK" {
+                assert!(!refused && left == ":0", "{written} {flushed} {left}");
+                continue;
+            }
+            refused = true;
+            assert!(flushed.starts_with(&format!("-{REFUSED}")), "{flushed}");
+            assert!(written != "+OK" || left == ":16", "{written} {flushed} {left}");
+        }
+        assert!(Instant::now() < deadline, "the second node never held a copy");
+    }
+    for node in [&first, &joining.join().unwrap()] {
+        let said = block_on(node.clear());
+        assert!(matches!(&said, Err(Error::Reply(text)) if text.starts_with(REFUSED)), "{said:?}");
+    }
 }
 
 #[test]

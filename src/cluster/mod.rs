@@ -48,6 +48,7 @@ use gridkv_net::ring::RingPort;
 
 use crate::Error;
 use crate::config::{ClusterConfig, Config};
+use crate::cores::flush::empties;
 use crate::cores::launch::Seat;
 use crate::cores::{Core, CoreRc, LOCAL, State, serve};
 use crate::handle::{unix_ms, unix_us};
@@ -166,6 +167,8 @@ impl Member {
         if let Err(origin) = requests.begin(&mut lent, frame, origin) {
             let mut replies = Batch::new();
             if is_flush(frame) {
+                // It began as one of all cores, and this one cannot do its part: it never comes to this, see `cores::flush`.
+                let _part = state.flushes.part();
                 replies.push_reply(&frame.head, gridkv_net::frame::Status::Error, 0, NO_FLUSH.as_bytes());
             } else {
                 serve::guarded(&mut state.serving(), frame, &mut Vec::new(), &mut replies);
@@ -270,10 +273,7 @@ impl Member {
         }
         links.set_identity(self.identity);
         let owned = self.shards.view().owned.clone();
-        let solo = owned.clone().all(|shard| {
-            let placement = &map.placements[usize::from(shard)];
-            placement.stage == Stage::Normal && placement.replicas.len() == 1 && placement.replicas[0].node == me
-        });
+        let solo = owned.clone().all(|shard| is_alone(&map.placements[usize::from(shard)], me));
         // A copy that nobody shares needs no tombstones.
         state.store.keep_tombstones(!solo);
         self.peers = map.present().filter(|m| m.no != me).map(|m| (m.no, (m.about.peer, m.about.cores))).collect();
@@ -365,6 +365,11 @@ impl Member {
     }
 }
 
+/// Whether no other node has, or gets, a copy of a shard.
+fn is_alone(placement: &Placement, me: NodeNo) -> bool {
+    placement.stage == Stage::Normal && placement.replicas.len() == 1 && placement.replicas[0].node == me
+}
+
 /// A time in unix microseconds as a version has it.
 fn version_at(us: u64) -> Version {
     // A millisecond has 65,536 places and 1000 microseconds, so each of those has 65 for the versions within it.
@@ -384,8 +389,7 @@ pub(crate) const NO_FLUSH: &str = "ERR FLUSHALL and FLUSHDB do not run on replic
 
 fn is_flush(frame: &Frame<'_>) -> bool {
     use gridkv_engine::command::{CommandId, by_id};
-    frame.kind == gridkv_net::frame::Kind::Command
-        && by_id(CommandId(frame.head.spec)).is_some_and(|spec| matches!(spec.name, "flushall" | "flushdb"))
+    frame.kind == gridkv_net::frame::Kind::Command && by_id(CommandId(frame.head.spec)).is_some_and(empties)
 }
 
 /// Links of a core as they meet the rest of it.

@@ -71,7 +71,11 @@ pub(crate) struct Plane {
     spoken: BTreeMap<SocketAddr, Millis>,
     /// When silent links are looked for again.
     look_at: Millis,
-    adopting: Option<(u64, usize)>,
+    /// The epoch of the map that the cores are to adopt, whether it leaves every shard to this node alone, and how many
+    /// cores have not adopted it.
+    adopting: Option<(u64, bool, usize)>,
+    /// That map, while the cores do not have it: see [`crate::cores::flush`].
+    held: Option<(Arc<Map>, NodeNo)>,
     out: Output,
     /// Something came since the last turn.
     touched: bool,
@@ -113,6 +117,7 @@ impl Plane {
             spoken: BTreeMap::new(),
             look_at: 0,
             adopting: None,
+            held: None,
             out: Output::default(),
             touched: true,
             verdict: Some(opening.verdict),
@@ -211,6 +216,7 @@ pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
         Some(plane) if look || plane.touched => plane.touched = false,
         _ => return false,
     }
+    spread(core);
     loop {
         let out = {
             let mut plane = core.plane.borrow_mut();
@@ -304,21 +310,13 @@ fn act(core: &CoreRc, out: Output) -> bool {
         if *me != NodeNo(0) {
             plane.disk.map(map.encode());
         }
-        plane.adopting = Some((map.epoch, core.topology.cores()));
+        let alone = map.placements.iter().all(|placement| super::is_alone(placement, *me));
+        plane.adopting = Some((map.epoch, alone, core.topology.cores()));
+        plane.held = out.adopt;
     }
     let again = !plane.own.is_empty();
     drop(guard);
-    if let Some((map, me)) = out.adopt {
-        for to in 0..core.topology.cores() {
-            let map = map.clone();
-            let adopt = move |core: &CoreRc| {
-                super::adopt(core, &map, me);
-                let epoch = map.epoch;
-                post(core, 0, move |core| on_adopted(core, epoch));
-            };
-            post(core, to, adopt);
-        }
-    }
+    spread(core);
     if let Some((alive, isolated)) = out.alive {
         for to in 0..core.topology.cores() {
             let alive: BTreeSet<NodeNo> = alive.clone();
@@ -331,6 +329,27 @@ fn act(core: &CoreRc, out: Output) -> bool {
         }
     }
     again
+}
+
+/// Gives the cores the map that they are to adopt. One that shares shards waits while the node is being emptied.
+fn spread(core: &CoreRc) {
+    let mut guard = core.plane.borrow_mut();
+    let Some(plane) = &mut *guard else { return };
+    let alone = plane.adopting.is_some_and(|(_, alone, _)| alone);
+    if plane.held.is_none() || !alone && !core.topology.flushes.share() {
+        return;
+    }
+    let Some((map, me)) = plane.held.take() else { return };
+    drop(guard);
+    for to in 0..core.topology.cores() {
+        let map = map.clone();
+        let adopt = move |core: &CoreRc| {
+            super::adopt(core, &map, me);
+            let epoch = map.epoch;
+            post(core, 0, move |core| on_adopted(core, epoch));
+        };
+        post(core, to, adopt);
+    }
 }
 
 /// What happens, for the log.
@@ -374,12 +393,15 @@ fn tell(event: &Event) {
 
 fn on_adopted(core: &CoreRc, epoch: u64) {
     if let Some(plane) = &mut *core.plane.borrow_mut()
-        && let Some((adopting, left)) = &mut plane.adopting
+        && let Some((adopting, alone, left)) = &mut plane.adopting
         && *adopting == epoch
     {
         plane.touched = true;
         *left -= 1;
         if *left == 0 {
+            if *alone {
+                core.topology.flushes.unshare();
+            }
             plane.adopting = None;
             let now = plane.now();
             plane.control.on_adopted(now, epoch);

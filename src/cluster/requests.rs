@@ -362,8 +362,13 @@ impl Requests {
         }
         let mut replies = Batch::new();
         let frame = Frame { kind, head, payload: &payload, payload_at: HEAD_LEN };
-        let mut serving =
-            Serving { store: &mut self.scratch, metrics: lent.metrics, scratch: &mut self.buffers, now: wall };
+        let mut serving = Serving {
+            store: &mut self.scratch,
+            metrics: lent.metrics,
+            scratch: &mut self.buffers,
+            now: wall,
+            flushes: None,
+        };
         serve::guarded(&mut serving, &frame, &mut Vec::new(), &mut replies);
         let (status, aux, bytes) = match replies.frames().next() {
             Some(Ok(reply)) => (reply.status(), reply.head.aux, reply.payload.to_vec()),

@@ -16,6 +16,7 @@ use gridkv_net::ring::ConnId;
 use gridkv_net::session::{Backplane, Client, Limits, Login, Request};
 
 use super::connections::Peer;
+use super::flush::empties;
 use super::{CoreRc, State, serve, transaction};
 use crate::cluster::{self, Member, NO_FLUSH};
 use crate::server::{self, Caller};
@@ -159,8 +160,15 @@ impl Backplane for Plane<'_> {
         });
     }
 
+    fn begin_every(&mut self, spec: &'static Spec) -> Result<(), &'static str> {
+        let may = !empties(spec) || self.core.topology.flushes.begin(self.cores());
+        if may { Ok(()) } else { Err(NO_FLUSH) }
+    }
+
     fn run(&mut self, spec: &'static Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64 {
-        if !self.state.solo && matches!(spec.name, "flushall" | "flushdb") {
+        let core = self.core;
+        let _part = empties(spec).then(|| core.topology.flushes.part());
+        if !self.state.solo && empties(spec) {
             Writer::new(protocol, out).error(NO_FLUSH);
             return 0;
         }

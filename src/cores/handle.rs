@@ -16,6 +16,7 @@ use super::{CoreRc, LOCAL, State, serve};
 use crate::cluster;
 use crate::handle::{Reply, SetArgs, SetOptions, SetOutcome, check_key, check_value, spec_of};
 use crate::metrics::CoreMetrics;
+use crate::server::gather;
 use crate::{Error, Values};
 
 /// Keys looked at before the first of them is read.
@@ -293,7 +294,21 @@ impl CoreHandle {
         state.store.scan(from, limit, now, &mut |entry| look(entry.key, entry.value))
     }
 
-    pub(crate) fn clear(&self) -> Result<(), Error> {
+    /// Empties all cores, or none. In a task of a core it goes on to its end whether or not somebody waits.
+    pub(crate) async fn clear_all(&self) -> Result<(), Error> {
+        let flushes = &self.core.topology.flushes;
+        if !flushes.begin(1) {
+            return Err(Error::Reply(cluster::NO_FLUSH.into()));
+        }
+        let _all = flushes.part();
+        let done = gather::each_core(&self.core, |core| CoreHandle::new(core.clone()).clear()).await;
+        if done.len() < self.cores() {
+            return Err(Error::Closed);
+        }
+        done.into_iter().collect()
+    }
+
+    fn clear(&self) -> Result<(), Error> {
         let mut state = self.core.state.borrow_mut();
         if !state.solo {
             return Err(Error::Reply(crate::cluster::NO_FLUSH.into()));

@@ -139,6 +139,7 @@ fn build(mut seat: Seat) -> Result<Rc<Core>, Error> {
             slowlog: Slowlog::new(seat.id.index(), seat.topology.cores()),
             latency: Monitor::default(),
             solo: !clustered,
+            flushes: seat.topology.flushes.clone(),
         }),
         member: RefCell::new(member),
         plane: RefCell::new(plane),

@@ -19,6 +19,7 @@
 pub(crate) mod background;
 mod backplane;
 pub(crate) mod connections;
+pub(crate) mod flush;
 mod handle;
 pub(crate) mod launch;
 pub(crate) mod serve;
@@ -42,6 +43,7 @@ use gridkv_net::mesh::{CoreId, Mesh, REPLIES_PER_TURN};
 use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
 
+use flush::Flushes;
 pub use handle::CoreHandle;
 use serve::{Scratch, Serving};
 use waiters::Waiters;
@@ -89,13 +91,15 @@ pub(crate) struct State {
     pub(crate) latency: Monitor,
     /// No other node holds a copy of this core's shards: requests are function calls.
     pub(crate) solo: bool,
+    /// The node's, here for who has no topology.
+    pub(crate) flushes: Arc<Flushes>,
 }
 
 impl State {
     /// What serving a batch needs of this core.
     pub(crate) fn serving(&mut self) -> Serving<'_> {
-        let State { store, metrics, scratch, now, .. } = self;
-        Serving { store, metrics, scratch, now: *now }
+        let State { store, metrics, scratch, now, flushes, .. } = self;
+        Serving { store, metrics, scratch, now: *now, flushes: Some(flushes) }
     }
 
     fn has_work(&self) -> bool {

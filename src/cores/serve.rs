@@ -15,6 +15,7 @@ use gridkv_net::frame::{Batch, Frame, FrameError, Frames, Head, Kind, Status};
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::version_bytes;
 
+use super::flush::{self, Flushes};
 use crate::metrics::CoreMetrics;
 
 /// The dialect of a `Command` frame that wants a [`Status`] and bytes instead of RESP.
@@ -29,6 +30,8 @@ pub(crate) struct Serving<'a> {
     pub(crate) metrics: &'a mut CoreMetrics,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) now: Millis,
+    /// `None` for a scratch store: it is no part of what the node holds.
+    pub(crate) flushes: Option<&'a Flushes>,
 }
 
 /// Buffers kept between requests.
@@ -130,6 +133,7 @@ fn one<'f>(
                 push_error(replies, head, "ERR unknown command number");
                 return Ok(());
             };
+            let _part = serving.flushes.filter(|_| flush::empties(spec)).map(Flushes::part);
             serving.metrics.record_command(spec, 1);
             if head.flag == NATIVE {
                 let mut reply = NativeReply::default();

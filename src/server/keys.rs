@@ -129,7 +129,7 @@ mod tests {
     fn the_cores_share_all_positions_in_order() {
         for cores in [1, 2, 3, 20] {
             let links = (0..cores).map(|_| crate::topology::tests::link()).collect();
-            let topology = Topology::new(Keyspace::default(), links);
+            let topology = Topology::new(Keyspace::default(), links, false);
             assert_eq!(first_position(&topology, 0), Some(KeyHash::MIN));
             assert_eq!(first_position(&topology, cores), None);
             for core in 0..cores {

@@ -120,6 +120,14 @@ pub trait Backplane {
     fn set(&mut self, hash: KeyHash, key: &[u8], value: &[u8], out: &mut Vec<u8>);
     /// Runs a command on this core's data and writes the reply; returns what it left in the context's `aux`.
     fn run(&mut self, spec: &'static Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64;
+    /// Whether a command of [`Route::Every`] may run; else what the client is told, and no core does anything. When it may,
+    /// every core is given its part.
+    ///
+    /// # Errors
+    /// The text of the refusal, with its prefix.
+    fn begin_every(&mut self, _spec: &'static Spec) -> Result<(), &'static str> {
+        Ok(())
+    }
     /// Runs a [`transaction`] on this core's data and writes the reply.
     fn exec(&mut self, transaction: &[u8], protocol: Protocol, out: &mut Vec<u8>);
     /// Version of a key of this core.
@@ -812,6 +820,10 @@ impl Session {
         let others = (0..back.cores() as u16).map(CoreId).filter(|&core| core != here);
         if !others.clone().all(|core| back.has_room(core)) {
             return Step::Later;
+        }
+        if let Err(text) = back.begin_every(spec) {
+            self.refuse(text, loudness, back, out);
+            return Step::Done;
         }
         let protocol = self.client.protocol;
         let writes = spec.flags.contains(Flags::WRITE);

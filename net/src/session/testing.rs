@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use gridkv_engine::backend::{BackendConfig, DEFAULT_BACKEND, Registry};
-use gridkv_engine::command::{Context, Spec};
+use gridkv_engine::command::{Context, Flags, Spec};
 use gridkv_engine::hash::{KeyHash, Keyspace, ShardCount};
 use gridkv_engine::hlc::Version;
 use gridkv_engine::reply::Reply;
@@ -46,6 +46,8 @@ pub struct Cores {
     pub password: Option<&'static [u8]>,
     /// Commands of the data for which this holds answer with an error, and do nothing.
     pub refuses: fn(&[&[u8]]) -> bool,
+    /// What is told to who wants to run a command that writes on all cores.
+    pub whole: Result<(), &'static str>,
     /// Keys for which this holds cannot be read for WATCH, on cores to which a request is sent.
     pub hides: fn(&[u8]) -> bool,
 }
@@ -79,6 +81,7 @@ impl Cores {
             room: 8,
             password: None,
             refuses: |_| false,
+            whole: Ok(()),
             hides: |_| false,
         }
     }
@@ -209,6 +212,9 @@ impl Backplane for Cores {
     }
     fn run(&mut self, spec: &'static Spec, args: &[&[u8]], protocol: Protocol, out: &mut Vec<u8>) -> i64 {
         self.run_on(0, spec, args, protocol, out)
+    }
+    fn begin_every(&mut self, spec: &'static Spec) -> Result<(), &'static str> {
+        if spec.flags.contains(Flags::WRITE) { self.whole } else { Ok(()) }
     }
     fn exec(&mut self, transaction: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
         self.exec_on(0, transaction, protocol, out);

@@ -105,6 +105,16 @@ fn a_write_of_which_a_part_was_refused_is_not_called_refused() {
 }
 
 #[test]
+fn what_may_not_run_on_all_cores_runs_on_none() {
+    let mut cores = Cores::new(3);
+    cores.whole = Err("ERR shared");
+    let script = encode("SET a 1\nSET b 2\nSET c 3\nFLUSHALL\nDBSIZE\nMULTI\nFLUSHDB\nEXEC\nDBSIZE");
+    assert_eq!(talk(&mut cores, &script, 1, 1), "+OK +OK +OK -ERR shared :3 +OK +QUEUED *1 -ERR shared :3 ");
+    cores.whole = Ok(());
+    assert_eq!(talk(&mut cores, &encode("FLUSHALL\nDBSIZE"), 1, 1), "+OK :0 ");
+}
+
+#[test]
 fn a_key_that_cannot_be_read_is_not_watched() {
     let mut cores = Cores::new(2);
     cores.hides = |key| key.ends_with(b"no");
