@@ -82,7 +82,6 @@ struct Filling {
     session: Option<Session>,
     /// Where the stream goes on; `None` when most is here.
     stream: Option<KeyHash>,
-    suspect: bool,
     failures: usize,
     wait: Millis,
     blocked: bool,
@@ -136,7 +135,7 @@ impl Fill {
                 let filling = match known {
                     Some(known) if known.epoch == placement.epoch => continue,
                     // It may have been out of the set in between: its sources' floor will tell.
-                    Some(known) => Filling { suspect: true, stream: known.stream, ..Filling::new(placement.epoch) },
+                    Some(known) => Filling { stream: known.stream, ..Filling::new(placement.epoch) },
                     None => {
                         if holds {
                             self.drop_shard(cx, shard);
@@ -181,7 +180,7 @@ impl Fill {
             self.stats.sync.begun += 1;
             let number = Session::number(FILL, self.begun);
             let mut session = Session::new(Kind::Fill, shard, filling.epoch, source, number);
-            (session.stream, session.suspect) = (filling.stream, filling.suspect);
+            session.stream = filling.stream;
             filling.session = Some(session);
             begun.push(shard);
         }
@@ -202,7 +201,7 @@ impl Fill {
         let mut shared = Shared { bucket: &mut self.bucket, stats: &mut self.stats.sync };
         let Some(progress) = act(session, cx, &mut shared) else { return };
         let source = session.peer;
-        (filling.stream, filling.suspect) = (session.stream, session.suspect);
+        filling.stream = session.stream;
         match progress {
             Progress::Going => return,
             Progress::Failed | Progress::Differs => {
@@ -293,7 +292,6 @@ impl Filling {
             done: Vec::new(),
             session: None,
             stream: None,
-            suspect: false,
             failures: 0,
             wait: 0,
             blocked: false,

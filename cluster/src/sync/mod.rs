@@ -145,8 +145,6 @@ pub(crate) struct Session {
     pub(crate) stream: Option<KeyHash>,
     /// Whether the stream began at the first hash: then there is nothing left to compare.
     whole: bool,
-    /// What is here may be from a time when this node held the shard before.
-    pub(crate) suspect: bool,
     /// Ends at the digest.
     pub(crate) look_only: bool,
     leaves: u16,
@@ -174,7 +172,6 @@ impl Session {
             pause: 0,
             stream: None,
             whole: false,
-            suspect: false,
             look_only: false,
             leaves: 0,
             items: Vec::new(),
@@ -357,9 +354,10 @@ impl Session {
     ) -> Result<(), Progress> {
         let shard = self.shard;
         if self.kind == Kind::Fill {
-            // What is here from between two memberships may have been deleted and purged meanwhile, up to the floor. What
-            // is above it stays: it may have been written in this very epoch, and this copy's answer have counted.
-            let missed = self.suspect && floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
+            // What is here and not above the floor of the source was taken without knowing it: from a time when this node
+            // was out of the set, or as a late write. It may have been deleted, and the tombstone purged. What is above
+            // stays: it may have been written in this very epoch, and this copy's answer have counted.
+            let missed = floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
             if cx.planted.has(Bug::SyncClears) {
                 let _ = cx.store.drop_shard(shard, 0);
             } else if missed && cx.store.shed_below(shard, floor).is_err() {
@@ -368,7 +366,6 @@ impl Session {
             if missed || cx.planted.has(Bug::SyncClears) {
                 self.stream = Some(cx.view.keyspace().first_hash(shard));
             }
-            self.suspect = false;
             cx.store.raise_floor(shard, floor);
         }
         let own = cx.store.digest(shard);

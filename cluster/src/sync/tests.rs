@@ -427,6 +427,30 @@ fn what_is_above_the_floor_is_kept_when_a_fill_begins_anew() {
     assert_eq!(world.nodes[&NodeNo(4)].store.len(), 201);
 }
 
+/// A coordinator whose clock is far behind writes to a copy that does not know yet what its sources refuse.
+#[test]
+fn what_came_below_the_floor_before_it_was_known_is_shed() {
+    let mut world = World::new(23);
+    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
+    world.map = Arc::new(map.clone());
+    world.start(NodeNo(4));
+    world.adopt(map);
+    world.set_alive();
+    for n in 0..200 {
+        world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(90_000, n));
+    }
+    let floor = world.version(60_000, 0);
+    for no in [1, 2, 3] {
+        let store = &mut world.nodes.get_mut(&NodeNo(no)).unwrap().store;
+        (0..32).for_each(|shard| store.raise_floor(ShardId(shard), floor));
+    }
+    world.adopt(step_all(&world.map, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) }));
+    world.put(&[4], "late", Some(b"v"), world.version(80_000, 0));
+    world.run(500);
+    assert!(world.all_filled(4));
+    assert_eq!((world.raw(4, "late"), world.nodes[&NodeNo(4)].store.len()), (None, 200));
+}
+
 #[test]
 fn a_shard_that_is_held_elsewhere_is_freed() {
     let mut world = World::new(13);
