@@ -96,8 +96,8 @@ enum Phase {
     Collect { versions: Vec<(NodeNo, Version)>, best: Option<Held>, then: Then },
     /// The replica with the newest version is asked for its value.
     Fetch { versions: Vec<(NodeNo, Version)>, from: NodeNo, then: Then },
-    /// The orderer runs a request.
-    Order { to: NodeNo },
+    /// The orderer runs a request of so many bytes.
+    Order { to: NodeNo, request: usize },
 }
 
 #[derive(Debug)]
@@ -116,11 +116,44 @@ struct Op {
     begun: bool,
     /// Replicas that refused its version as too far in the future.
     ahead: usize,
+    /// Replicas that refused it because their memory is full.
+    full: usize,
+    /// To how many it was sent as a write at first.
+    asked: usize,
     /// How often it was sent out as a write.
     sent: u32,
     /// It belongs to the epoch in which it began: in a later one another orderer may have run commands without it.
     ordered: bool,
+    /// What it counts among the bytes of all: its weight when that was looked at last.
     bytes: usize,
+}
+
+impl Op {
+    /// Keeps the write for replicas that are away, once somebody has it: what nobody has must not appear later.
+    fn keep_hints(&self, cx: &mut Context<'_>) {
+        let Phase::Write { held, .. } = &self.phase else { return };
+        if self.tally.answered().is_empty() {
+            return;
+        }
+        let (placement, shard) = (cx.view.placement_of(self.hash), cx.view.shard(self.hash));
+        let stored = Stored { hash: self.hash, entry: held.entry(&self.key) };
+        for node in placement.written().filter(|&node| node != cx.view.me && !self.tally.has(node)) {
+            if !cx.view.is_alive(node) {
+                cx.hints.keep(cx.now, node, shard, &stored);
+            }
+        }
+    }
+
+    /// Bytes of the key and of the value that it holds.
+    fn weight(&self) -> usize {
+        let held = match &self.phase {
+            Phase::Write { held, .. } => held.value.len(),
+            Phase::Collect { best, .. } => best.as_ref().map_or(0, |best| best.value.len()),
+            Phase::Fetch { .. } => 0,
+            Phase::Order { request, .. } => *request,
+        };
+        self.key.len() + held
+    }
 }
 
 /// Keys of an ordered command that are being brought up to date.
@@ -132,6 +165,22 @@ struct Joined {
     found: Option<Vec<Found>>,
     /// Writes that are on a quorum.
     written: usize,
+    /// Bytes of the command, and of the values that were found.
+    bytes: usize,
+    /// Of those, the command's.
+    payload: usize,
+}
+
+impl Joined {
+    fn of(keys: usize, found: Option<Vec<Found>>, payload: usize) -> Joined {
+        // One more than there are keys: the last is taken when all have begun, so that nothing is ready before.
+        Joined { left: keys + 1, failed: None, found, written: 0, bytes: payload, payload }
+    }
+
+    fn weight(&self) -> usize {
+        let values = self.found.iter().flatten().flat_map(|found| &found.value);
+        self.payload + values.map(|value| value.bytes.len()).sum::<usize>()
+    }
 }
 
 /// A place for an operation; its generation tells a late answer from a fitting one.
@@ -261,7 +310,7 @@ impl Coordinator {
     fn admit(&mut self, cx: &mut Context<'_>, token: u64, bytes: usize) -> bool {
         let failure = if cx.view.me == NodeNo(0) {
             Failure::NotAdmitted
-        } else if self.under_way() >= self.limits.operations || self.bytes + bytes > self.limits.bytes {
+        } else if self.under_way() >= self.limits.operations || self.is_too_much(self.bytes, bytes) {
             Failure::Busy
         } else {
             return true;
@@ -269,6 +318,43 @@ impl Coordinator {
         self.stats.failed += 1;
         cx.out.done(token, Outcome::Failed(failure));
         false
+    }
+
+    /// Whether so many bytes more are too many beside those of the others. What is alone, or nearly, may be as large as it is.
+    fn is_too_much(&self, others: usize, more: usize) -> bool {
+        others + more > self.limits.bytes && others > self.limits.bytes / 2
+    }
+
+    /// Counts what an operation holds now, and ends it if that is too much: a read that has just got its value.
+    fn holds(&mut self, cx: &mut Context<'_>, number: u64) {
+        self.weigh(number);
+        let Some(op) = self.place(number) else { return };
+        let (token, bytes) = (op.token, op.bytes);
+        if self.bytes <= self.limits.bytes {
+            return;
+        }
+        // The other keys of its command are no others.
+        let own = self.joined.get(&token).map_or(bytes, |joined| {
+            let ops = self.places.iter().flat_map(|place| &place.op).filter(|op| op.token == token);
+            joined.bytes + ops.map(|op| op.bytes).sum::<usize>()
+        });
+        if self.is_too_much(self.bytes - own, own) {
+            self.end(cx, number, Outcome::Failed(Failure::Busy));
+        }
+    }
+
+    /// Counts what an operation holds now.
+    fn weigh(&mut self, number: u64) {
+        let Some(op) = self.place(number) else { return };
+        let (before, now) = (op.bytes, op.weight());
+        op.bytes = now;
+        self.bytes = self.bytes + now - before;
+    }
+
+    /// Begins a command over several keys.
+    fn insert_joined(&mut self, token: u64, joined: Joined) {
+        self.bytes += joined.bytes;
+        self.joined.insert(token, joined);
     }
 
     /// Writes an entry, or deletes blindly when `value` is `None`.
@@ -313,6 +399,8 @@ impl Coordinator {
             phase: Phase::Write { held, then, existed },
             begun: false,
             ahead: 0,
+            full: 0,
+            asked: 0,
             sent: 0,
             ordered,
             bytes,
@@ -361,12 +449,12 @@ impl Coordinator {
         let ask = Ask { op: number, shard, epoch: op.epoch, left_ms };
         let stored = Stored { hash: op.hash, entry };
         op.begun |= !to.is_empty();
-        op.sent += u32::from(!to.is_empty());
-        cx.out.send(&to, Class::Request, &Message::Write(ask, stored));
-        if op.begun {
-            // What nobody has yet must not appear later.
-            away.iter().for_each(|&node| cx.hints.keep(cx.now, node, shard, &stored));
+        if op.sent == 0 {
+            op.asked = to.len();
         }
+        op.sent += 1;
+        cx.out.send(&to, Class::Request, &Message::Write(ask, stored));
+        op.keep_hints(cx);
         self.judge(cx, number);
     }
 
@@ -382,6 +470,7 @@ impl Coordinator {
             Ok(Merged::Applied | Merged::Stale) => {
                 op.begun = true;
                 op.tally.answer(me);
+                op.keep_hints(cx);
             }
             Ok(Merged::BelowFloor) | Err(_) => op.tally.fail(me),
         }
@@ -396,15 +485,18 @@ impl Coordinator {
             return;
         }
         let placement = cx.view.placement_of(op.hash);
-        let others = placement.written().filter(|&node| node != me).count();
         let alone = placement.written().all(|node| node == me || op.tally.has_failed(node));
-        if alone && op.ahead > 0 && op.tally.answered().is_empty() && !op.ordered {
-            // Only if all have refused it, nobody has it. What was sent twice to a clock that is set in between may be refused
-            // the one time and stored the other.
-            let need = op.tally.need();
-            let refused = op.ahead >= others && op.sent <= 1;
-            let outcome = if refused { Outcome::Failed(Failure::Clock) } else { Outcome::Unknown { have: 0, need } };
-            return self.end(cx, number, outcome);
+        if alone && op.tally.answered().is_empty() && !op.ordered {
+            // Only if all that it was sent to have refused it, nobody has it; no hint of it was kept. What was sent twice to a
+            // clock that is set in between may be refused the one time and stored the other.
+            let nowhere = op.ahead + op.full >= op.asked && op.sent <= 1;
+            let (ahead, full, need) = (op.ahead > 0, op.full > 0, op.tally.need());
+            match () {
+                _ if nowhere && ahead => return self.end(cx, number, Outcome::Failed(Failure::Clock)),
+                _ if nowhere && full => return self.end(cx, number, Outcome::Failed(Failure::Full)),
+                _ if ahead => return self.end(cx, number, Outcome::Unknown { have: 0, need }),
+                _ => {}
+            }
         }
         if alone || !op.tally.answered().is_empty() {
             self.store_own(cx, number);
@@ -422,11 +514,6 @@ impl Coordinator {
     }
 
     fn start_read(&mut self, cx: &mut Context<'_>, token: u64, hash: KeyHash, key: &[u8], level: Level, then: Then) {
-        if level == Level::One && cx.view.isolated {
-            let shard = cx.view.shard(hash).0;
-            self.stats.failed += 1;
-            return cx.out.done(token, Outcome::Failed(Failure::NoQuorum { shard, have: 0, need: 1 }));
-        }
         let admitted = match then {
             Then::Delete => self.admit_write(cx, token, key.len()),
             Then::Answer | Then::Join(_) => self.admit(cx, token, key.len()),
@@ -438,9 +525,9 @@ impl Coordinator {
     }
 
     /// Reads keys at quorum, for a command that runs next.
-    pub(crate) fn prepare(&mut self, cx: &mut Context<'_>, token: u64, keys: &[(KeyHash, &[u8])]) {
-        let bytes = keys.iter().map(|(_, key)| key.len()).sum();
-        if !self.admit(cx, token, bytes) {
+    pub(crate) fn prepare(&mut self, cx: &mut Context<'_>, token: u64, keys: &[(KeyHash, &[u8])], payload: usize) {
+        let bytes = keys.iter().map(|(_, key)| key.len()).sum::<usize>();
+        if !self.admit(cx, token, bytes + payload) {
             return;
         }
         let since = cx.store.mint(cx.now.wall);
@@ -452,8 +539,7 @@ impl Coordinator {
             since,
         };
         let found = keys.iter().map(nothing).collect();
-        // One more than there are keys: the last is taken below, so that nothing is ready before all have begun.
-        self.joined.insert(token, Joined { left: keys.len() + 1, failed: None, found: Some(found), written: 0 });
+        self.insert_joined(token, Joined::of(keys.len(), Some(found), payload));
         let (level, deadline) = (Level::Quorum, cx.now.mono + self.limits.timeout_ms);
         for (number, (hash, key)) in keys.iter().enumerate() {
             let then = Then::Join(number as u32);
@@ -475,7 +561,7 @@ impl Coordinator {
         if !self.admit_write(cx, token, bytes) {
             return;
         }
-        self.joined.insert(token, Joined { left: changes.len() + 1, failed: None, found: None, written: 0 });
+        self.insert_joined(token, Joined::of(changes.len(), None, 0));
         let deadline = cx.now.mono + self.limits.timeout_ms;
         for Changed { hash, key, value, expires_at, version } in changes {
             let version = version.unwrap_or_else(|| cx.store.mint(cx.now.wall));
@@ -498,6 +584,7 @@ impl Coordinator {
         }
         if joined.left == 0 {
             let Some(joined) = self.joined.remove(&token) else { return };
+            self.bytes -= joined.bytes;
             let outcome = match (joined.failed, joined.found) {
                 // The last of them is nobody's: see `commit`.
                 (Some(Outcome::Failed(_)), None) if joined.written > 1 => {
@@ -527,6 +614,8 @@ impl Coordinator {
             phase: Phase::Collect { versions: Vec::new(), best: None, then: reading.then },
             begun: false,
             ahead: 0,
+            full: 0,
+            asked: 0,
             sent: 0,
             ordered: false,
             bytes,
@@ -538,6 +627,11 @@ impl Coordinator {
     /// Looks here if a readable copy is here, and asks as many others as are needed; all others when `more`.
     fn send_read(&mut self, cx: &mut Context<'_>, number: u64, more: bool) {
         let Some(op) = self.place(number) else { return };
+        if cx.view.isolated && op.tally.need() == 1 && !is_only_copy(cx, op.hash) {
+            // The others may have replaced this copy, and whichever else can be reached from here, and gone on.
+            let failure = Failure::NoQuorum { shard: cx.view.shard(op.hash).0, have: 0, need: 1 };
+            return self.end(cx, number, Outcome::Failed(failure));
+        }
         let Phase::Collect { versions, best, .. } = &mut op.phase else { return };
         let me = cx.view.me;
         let mut asked = op.tally.answered().len();
@@ -569,11 +663,16 @@ impl Coordinator {
         let ask = Ask { op: number, shard: cx.view.shard(op.hash), epoch: op.epoch, left_ms };
         // One whole value is enough, and there is one if a copy is here; the rest say their version.
         let whole = usize::from(best.is_none() && !versions.iter().any(|(node, _)| *node == me));
+        let holds = best.is_some();
         let (whole, bare) = to.split_at(whole.min(to.len()));
         let (hash, key) = (op.hash, &op.key);
         cx.out.send(whole, Class::Request, &Message::Read(ask, hash, key, true));
         cx.out.send(bare, Class::Request, &Message::Read(ask, hash, key, false));
         self.judge(cx, number);
+        if holds {
+            // It goes on: the value is kept until others have answered.
+            self.holds(cx, number);
+        }
     }
 
     /// Sends a request to the orderer of its shard.
@@ -592,9 +691,11 @@ impl Coordinator {
             deadline: cx.now.mono + 2 * self.limits.timeout_ms + self.limits.again_ms,
             again: Millis::MAX,
             tally: of_read(cx, placement, Level::One),
-            phase: Phase::Order { to },
+            phase: Phase::Order { to, request: request.len() },
             begun: true,
             ahead: 0,
+            full: 0,
+            asked: 0,
             sent: 0,
             ordered: false,
             bytes: request.len(),
@@ -612,7 +713,11 @@ impl Coordinator {
         if op.epoch != ask.epoch || !matches!(op.phase, Phase::Write { .. }) {
             return;
         }
+        let first = op.tally.answered().is_empty();
         op.tally.answer(from);
+        if first {
+            op.keep_hints(cx);
+        }
         self.judge(cx, ask.op);
     }
 
@@ -645,6 +750,7 @@ impl Coordinator {
                 }
                 op.tally.answer(from);
                 self.judge(cx, ask.op);
+                self.holds(cx, ask.op);
             }
             Phase::Fetch { versions, from: asked, then } if *asked == from && whole => {
                 // It may have got a newer one meanwhile: then that is what was found.
@@ -653,6 +759,7 @@ impl Coordinator {
                     Some(stored) => {
                         let held = Held::of(&stored.entry);
                         self.settle(cx, ask.op, versions, Some(held), then);
+                        self.holds(cx, ask.op);
                     }
                     // It was there a moment ago and is purged now: start over.
                     None => self.restart(cx, ask.op),
@@ -683,7 +790,9 @@ impl Coordinator {
                 if let Phase::Fetch { .. } = op.phase {
                     return self.restart(cx, ask.op);
                 }
-                op.ahead += usize::from(why == Why::Ahead && !op.tally.has_failed(from));
+                let first = !op.tally.has_failed(from);
+                op.ahead += usize::from(why == Why::Ahead && first);
+                op.full += usize::from(why == Why::Full && first);
                 op.tally.fail(from);
                 if matches!(op.phase, Phase::Collect { .. }) {
                     return self.send_read(cx, ask.op, true);
@@ -695,7 +804,7 @@ impl Coordinator {
 
     /// The orderer answered.
     pub(crate) fn on_ordered(&mut self, cx: &mut Context<'_>, from: NodeNo, ask: Ask, answer: &[u8]) {
-        let fits = self.place(ask.op).is_some_and(|op| matches!(op.phase, Phase::Order { to } if to == from));
+        let fits = self.place(ask.op).is_some_and(|op| matches!(op.phase, Phase::Order { to, .. } if to == from));
         if fits {
             self.end(cx, ask.op, Outcome::Ordered(answer.to_vec()));
         }
@@ -745,7 +854,7 @@ impl Coordinator {
             let ask = Ask { op: number, shard: cx.view.shard(op.hash), epoch: op.epoch, left_ms };
             cx.out.send(&[from], Class::Request, &Message::Read(ask, op.hash, &op.key, true));
             op.phase = Phase::Fetch { versions, from, then };
-            return;
+            return self.weigh(number);
         }
         let best = best.expect("it has the newest version");
         let placement = cx.view.placement_of(op.hash);
@@ -762,13 +871,11 @@ impl Coordinator {
         }
         // Write it back until as many have it as would acknowledge a write, then answer.
         self.stats.read_repairs += 1;
-        let grown = best.value.len();
-        self.bytes += grown;
         let op = self.place(number).expect("seen above");
-        op.bytes += grown;
         op.tally = tally;
         op.again = cx.now.mono + AGAIN_REPAIR_MS;
         op.phase = Phase::Write { held: best, then: Some(then), existed: false };
+        self.weigh(number);
         self.send_write(cx, number, false);
     }
 
@@ -808,13 +915,19 @@ impl Coordinator {
                 let failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
                 let place =
                     self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
+                let mut grown = 0;
                 if let Some(place) = place {
+                    grown = found.as_ref().filter(|_| live).map_or(0, |held| held.value.len());
                     place.newest = version;
                     place.value = found.filter(|_| live).map(|held| Value {
                         bytes: held.value,
                         version: held.version,
                         expires_at: held.expires_at,
                     });
+                }
+                if let Some(joined) = self.joined.get_mut(&op.token) {
+                    joined.bytes += grown;
+                    self.bytes += grown;
                 }
                 self.join(cx, op.token, failed);
             }
@@ -871,7 +984,9 @@ impl Coordinator {
             // This process stood still: what it wanted to write then may have been deleted, and the tombstone purged.
             return self.expire(cx, number);
         }
+        let token = op.token;
         self.stats.restarted += 1;
+        let reads = self.joined.get(&token).is_some_and(|joined| joined.found.is_some());
         let Some(op) = self.place(number) else { return };
         let placement = cx.view.placement_of(op.hash);
         if op.ordered && placement.epoch != op.epoch {
@@ -881,18 +996,26 @@ impl Coordinator {
         }
         op.epoch = placement.epoch;
         op.again = cx.now.mono + AGAIN_REPAIR_MS;
-        match &mut op.phase {
-            Phase::Write { .. } => {
+        let then = match op.phase {
+            Phase::Collect { then, .. } | Phase::Fetch { then, .. } => Some(then),
+            // What a read found in the old epoch and is writing back may not be the newest in this one.
+            Phase::Write { then: Some(then @ (Then::Answer | Then::Delete)), .. } => Some(then),
+            Phase::Write { then: Some(then), .. } if reads => Some(then),
+            Phase::Write { .. } | Phase::Order { .. } => None,
+        };
+        match (&op.phase, then) {
+            (_, Some(then)) => {
+                op.tally = of_read(cx, placement, op.level);
+                op.phase = Phase::Collect { versions: Vec::new(), best: None, then };
+                self.weigh(number);
+                self.send_read(cx, number, false);
+            }
+            (Phase::Write { .. }, None) => {
                 op.tally = of_write(cx, placement, op.level);
                 self.send_write(cx, number, false);
             }
-            Phase::Collect { then, .. } | Phase::Fetch { then, .. } => {
-                op.tally = of_read(cx, placement, op.level);
-                op.phase = Phase::Collect { versions: Vec::new(), best: None, then: *then };
-                self.send_read(cx, number, false);
-            }
             // The request may be running there: only its answer, or the deadline, ends it.
-            Phase::Order { .. } => {}
+            _ => {}
         }
     }
 
@@ -911,7 +1034,7 @@ impl Coordinator {
         for number in self.numbers() {
             let Some(op) = self.place(number) else { continue };
             match &op.phase {
-                Phase::Order { to } if *to == node => {
+                Phase::Order { to, .. } if *to == node => {
                     // It may have run: nobody can tell.
                     self.end(cx, number, Outcome::Unknown { have: 0, need: 1 });
                 }
@@ -922,11 +1045,10 @@ impl Coordinator {
                         self.send_read(cx, number, true);
                     }
                 }
-                Phase::Write { held, .. } => {
+                Phase::Write { .. } => {
                     let placement = cx.view.placement_of(op.hash);
                     if placement.written().any(|written| written == node) && !op.tally.has(node) {
-                        let stored = Stored { hash: op.hash, entry: held.entry(&op.key) };
-                        cx.hints.keep(cx.now, node, cx.view.shard(op.hash), &stored);
+                        op.keep_hints(cx);
                         op.tally.fail(node);
                         self.judge(cx, number);
                     }
@@ -966,7 +1088,8 @@ impl Coordinator {
             Phase::Write { held, then, .. } => {
                 let placement = cx.view.placement_of(op.hash);
                 let stored = Stored { hash: op.hash, entry: held.entry(&op.key) };
-                for node in placement.written().filter(|&node| node != cx.view.me && !op.tally.has(node)) {
+                let missing = |&node: &NodeNo| op.begun && node != cx.view.me && !op.tally.has(node);
+                for node in placement.written().filter(missing) {
                     cx.hints.keep(cx.now, node, shard, &stored);
                 }
                 let (have, need) = (op.tally.answered().len(), op.tally.need());
@@ -993,9 +1116,16 @@ impl Coordinator {
     pub(crate) fn invariants(&self) {
         let ops = || self.places.iter().flat_map(|place| &place.op);
         assert_eq!(ops().count(), self.under_way());
-        assert_eq!(ops().map(|op| op.bytes).sum::<usize>(), self.bytes);
+        let joined = self.joined.values().map(Joined::weight);
+        assert_eq!(ops().map(Op::weight).chain(joined).sum::<usize>(), self.bytes);
         assert!(self.under_way() <= self.limits.operations + self.joined.len() * MAX_JOINED, "operations are bounded");
     }
+}
+
+/// Whether this node has the one copy that the cluster keeps of a shard.
+fn is_only_copy(cx: &Context<'_>, hash: KeyHash) -> bool {
+    let placement = cx.view.placement_of(hash);
+    cx.view.map.quorums.n == 1 && placement.written().eq([cx.view.me])
 }
 
 /// What a write of a shard needs.

@@ -134,6 +134,8 @@ pub enum Operation<'a> {
     Prepare {
         /// Their hashes and the keys.
         keys: &'a [(KeyHash, &'a [u8])],
+        /// Bytes of the command, which the driver holds meanwhile.
+        payload: usize,
     },
     /// What a command changed is written. Ends as [`Outcome::Committed`].
     Commit {
@@ -290,7 +292,7 @@ impl Shards {
             }
             Operation::Read { key: (hash, key), level } => self.coordinator.read(cx, token, hash, key, level),
             Operation::Delete { key: (hash, key), level } => self.coordinator.delete(cx, token, hash, key, level),
-            Operation::Prepare { keys } => self.coordinator.prepare(cx, token, keys),
+            Operation::Prepare { keys, payload } => self.coordinator.prepare(cx, token, keys, payload),
             Operation::Commit { changes, level, ordered } => {
                 self.coordinator.commit(cx, token, changes, level, ordered)
             }

@@ -327,7 +327,7 @@ impl Requests {
                         self.requests.get(token).expect("begun above").payload = payload;
                         return self.execute(lent, token, nothing);
                     }
-                    _ => lent.start(number, Operation::Prepare { keys: &keys }),
+                    _ => lent.start(number, Operation::Prepare { keys: &keys, payload: payload.len() }),
                 }
             }
         }

@@ -31,8 +31,12 @@ impl Node {
     }
 
     fn with(map: Map) -> Node {
+        Node::within(map, Limits::default())
+    }
+
+    fn within(map: Map, limits: Limits) -> Node {
         let map = Arc::new(map);
-        let mut shards = Shards::new(0..32, map.clone(), Limits::default(), Planted::default());
+        let mut shards = Shards::new(0..32, map.clone(), limits, Planted::default());
         let keyspace = shards.view().keyspace();
         let config = StoreConfig { keyspace, owned: 0..32, keep_tombstones: true, ..StoreConfig::default() };
         let backend = Registry::default().make("memory-sharded", &config.backend()).unwrap();
@@ -59,6 +63,16 @@ impl Node {
         let place = (hash, key);
         let write = Operation::Write { key: place, value: Some(value), expires_at: 0, level: Level::Quorum };
         self.shards.begin(self.now, &mut self.store, TOKEN, write, &mut self.out);
+    }
+
+    fn read(&mut self, key: &[u8], level: Level) {
+        let read = Operation::Read { key: (self.locate(key), key), level };
+        self.shards.begin(self.now, &mut self.store, TOKEN, read, &mut self.out);
+    }
+
+    /// Hints that wait.
+    fn hints(&self) -> u64 {
+        self.shards.stats().hints.waiting
     }
 
     /// Writes that were sent, by receiver, with what an answer to them names.
@@ -263,4 +277,165 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
     node.set(b"k", b"v");
     assert_eq!(node.writes().len(), 2);
     assert!(node.shards.orderer(own).is_ok());
+}
+
+/// The rest of the cluster may have given up this node and filled another from what is acknowledged since.
+#[test]
+fn a_node_that_is_cut_off_answers_no_read_that_one_copy_is_enough_for() {
+    let mut map = three();
+    (map.quorums.w, map.quorums.r) = (3, 1);
+    let mut node = Node::with(map);
+    node.alive(&[1, 2]);
+    for (isolated, refused) in [(false, false), (true, true)] {
+        node.shards.set_isolated(isolated);
+        for level in [Level::One, Level::Quorum, Level::Exactly(1)] {
+            node.read(b"k", level);
+            let outcome = node.outcome().expect("it has a copy");
+            assert_eq!(matches!(outcome, Outcome::Failed(Failure::NoQuorum { .. })), refused, "{level:?}");
+        }
+        let keys = [(node.locate(b"k"), b"k".as_slice())];
+        let prepare = Operation::Prepare { keys: &keys, payload: 0 };
+        node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
+        assert_eq!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), refused);
+    }
+    node.read(b"k", Level::Exactly(2));
+    assert_eq!(node.reads().len(), 1, "two of three: one of those that would be asked elsewhere");
+    let mut map = three();
+    map.quorums = crate::quorum::Quorums { n: 1, w: 1, r: 1 };
+    map.placements.iter_mut().for_each(|placement| placement.replicas.truncate(1));
+    let mut node = Node::with(map);
+    node.shards.set_isolated(true);
+    let own = (0..).map(|n: u32| n.to_string().into_bytes());
+    let own = own.into_iter().find(|key| {
+        let hash = node.store.locate(key);
+        node.shards.view().placement_of(hash).names(NodeNo(1))
+    });
+    node.read(&own.unwrap(), Level::Quorum);
+    assert_eq!(node.outcome(), Some(Outcome::Found(None)), "nobody else ever had it");
+}
+
+#[test]
+fn what_was_reported_as_refused_is_not_kept_for_a_replica_that_is_away() {
+    // Node 3 goes away after it has refused, or was away from the start.
+    for (away_first, why, failure) in [
+        (false, Why::Ahead, Failure::Clock),
+        (true, Why::Ahead, Failure::Clock),
+        (false, Why::Full, Failure::Full),
+        (true, Why::Full, Failure::Full),
+    ] {
+        let mut node = Node::new();
+        if away_first {
+            node.alive(&[1, 2]);
+        }
+        node.set(b"k", b"v");
+        for (to, ask) in node.writes().into_iter().rev() {
+            assert_eq!(node.outcome(), None);
+            node.hear(to, &Message::Refused(ask, why));
+            if to == NodeNo(3) {
+                node.alive(&[1, 2]);
+            }
+        }
+        assert_eq!(node.outcome(), Some(Outcome::Failed(failure)), "{why:?}, away first: {away_first}");
+        assert_eq!(node.hints(), 0, "it would appear later");
+        let hash = node.locate(b"k");
+        assert!(node.store.raw(hash, b"k").is_none());
+    }
+}
+
+#[test]
+fn what_somebody_has_is_kept_for_those_that_are_away() {
+    let mut node = Node::new();
+    node.alive(&[1, 2]);
+    node.set(b"k", b"v");
+    assert_eq!(node.hints(), 0, "nobody has it yet");
+    let (to, ask) = node.writes()[0];
+    node.hear(to, &Message::Wrote(ask));
+    assert!(matches!(node.outcome(), Some(Outcome::Written { .. })));
+    assert_eq!(node.hints(), 1);
+}
+
+/// One that may have stored it went away: that the other has no room does not make it a refusal.
+#[test]
+fn a_write_that_one_replica_has_no_room_for_and_another_may_have_is_unknown() {
+    let mut node = Node::new();
+    node.set(b"k", b"v");
+    let sent = node.writes();
+    node.hear(NodeNo(2), &Message::Refused(sent[0].1, Why::Full));
+    node.alive(&[1, 2]);
+    assert_eq!(node.outcome(), None);
+    node.wait(1000);
+    assert!(matches!(node.outcome(), Some(Outcome::Unknown { .. })));
+    assert_ne!(node.hints(), 0);
+}
+
+#[test]
+fn values_that_reads_hold_and_commands_that_wait_are_counted() {
+    let mut limits = Limits::default();
+    limits.coordinator.bytes = 1000;
+    let mut node = Node::within(three(), limits);
+    let big = |key| {
+        let version = Version { hlc: gridkv_engine::hlc::Hlc::at(1_000_000_000), node: 2 };
+        Entry { key, value: &[7; 600], version, expires_at: 0, tombstone: false }
+    };
+    node.store.merge(big(b"k"), node.now.wall).unwrap();
+    let answer = |node: &mut Node, asked: Vec<(NodeNo, Ask)>| {
+        let hash = node.locate(b"k");
+        for (to, ask) in asked {
+            let entry = Entry { key: &[], value: &[], ..big(b"k") };
+            node.hear(to, &Message::Found(ask, Some(Stored { hash, entry }), false));
+        }
+    };
+    let keys = [(node.locate(b"k"), b"k".as_slice())];
+    let prepare = |node: &mut Node, payload| {
+        let prepare = Operation::Prepare { keys: &keys, payload };
+        node.shards.begin(node.now, &mut node.store, TOKEN + 1, prepare, &mut node.out);
+    };
+    let busy = Some(Outcome::Failed(Failure::Busy));
+    // While a replica is slow, each read holds its copy of the value.
+    node.read(b"k", Level::Quorum);
+    let slow = node.reads();
+    assert_eq!((slow.len(), node.outcome()), (1, None));
+    node.read(b"k", Level::Quorum);
+    assert_eq!(node.outcome(), busy);
+    node.shards.invariants();
+    node.out.clear_sends();
+    answer(&mut node, slow);
+    assert!(matches!(node.outcome(), Some(Outcome::Found(Some(_)))));
+    node.shards.invariants();
+    // Alone it may be as large as it is: the command, and then what it finds.
+    prepare(&mut node, 2000);
+    let slow = node.reads();
+    assert_eq!((slow.len(), node.out.take_done()), (1, Vec::new()));
+    node.set(b"other", b"v");
+    assert_eq!(node.outcome(), busy);
+    node.shards.invariants();
+    answer(&mut node, slow);
+    assert!(matches!(node.out.take_done()[..], [(_, Outcome::Ready(_))]));
+    node.shards.invariants();
+    node.set(b"other", b"v");
+    assert_eq!((node.writes().len(), node.outcome()), (2, None), "all of it was given back");
+}
+
+/// In between another orderer may have written what is newer, and the write-back of what is old reaches a quorum just as well.
+#[test]
+fn a_read_that_wrote_back_reads_again_when_its_shard_has_changed() {
+    let before = three().apply(&Change::Admit(candidate(4, 1))).unwrap();
+    let mut node = Node::with(before.clone());
+    node.alive(&[1, 2, 3, 4]);
+    let version = Version { hlc: gridkv_engine::hlc::Hlc::at(1_000_000_000), node: 2 };
+    let entry = Entry { key: b"k", value: b"v", version, expires_at: 0, tombstone: false };
+    node.store.merge(entry, node.now.wall).unwrap();
+    let keys = [(node.locate(b"k"), b"k".as_slice())];
+    let prepare = Operation::Prepare { keys: &keys, payload: 0 };
+    node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
+    let (to, ask) = node.reads()[0];
+    node.hear(to, &Message::Found(ask, None, false));
+    assert_eq!(node.sent(|message| matches!(message, Message::Write(..))).len(), 2, "it writes back");
+    let begin = Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) };
+    let map = Arc::new(step_all(&before, begin));
+    node.shards.on_map(node.now, &mut node.store, map, NodeNo(1), &mut node.out);
+    let sent = node.sent(|message| matches!(message, Message::Write(..) | Message::Read(..)));
+    assert_eq!(sent.len(), 1, "it asks again and writes nothing");
+    node.shards.invariants();
+    assert_eq!(node.outcome(), None);
 }
