@@ -77,6 +77,15 @@ pub enum Level {
 }
 
 impl Level {
+    /// The same level, or the cluster's own where it would ask fewer replicas than that quorum.
+    pub fn at_least(self, quorum: usize) -> Level {
+        match self {
+            Level::One => Level::Quorum,
+            Level::Exactly(k) if usize::from(k) <= quorum => Level::Quorum,
+            level => level,
+        }
+    }
+
     fn need(self, quorum: usize, n: usize) -> usize {
         match self {
             Level::One => 1,
@@ -250,6 +259,13 @@ mod tests {
         assert_eq!(tally.standing(), Standing::Reached);
         let read = Tally::of_read(&map.placements[0], Q, Level::Quorum);
         assert_eq!(read.counted(), [NodeNo(1), NodeNo(2), NodeNo(3)]);
+    }
+
+    #[test]
+    fn a_level_above_the_quorum_stays() {
+        let levels = [Level::One, Level::Quorum, Level::All, Level::Exactly(1), Level::Exactly(2), Level::Exactly(3)];
+        let raised = [Level::Quorum, Level::Quorum, Level::All, Level::Quorum, Level::Quorum, Level::Exactly(3)];
+        assert_eq!(levels.map(|level| level.at_least(2)), raised);
     }
 
     /// Whatever the configuration, in a set that is smaller than it should be every read meets every write.

@@ -13,7 +13,8 @@
 //! The scratch store holds the keys of one command for as long as it runs. So every command of the table works on replicated
 //! data as it does alone, and no command knows of replication.
 //!
-//! Bounded by the coordinator, which refuses beyond its limits.
+//! Bounded by the coordinator, which refuses beyond its limits, and by [`Requests::has_room`]. What a link between nodes cannot
+//! carry is refused here, before anything is stored: see [`MAX_VALUE`].
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ use gridkv_engine::command::{self, CommandId, Flags, Spec};
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::hlc::Version;
 use gridkv_engine::record::Entry;
-use gridkv_engine::store::Store;
+use gridkv_engine::store::{Store, StoreError};
 use gridkv_net::frame::{Batch, Frame, HEAD_LEN, Head, Kind, Status};
 use gridkv_net::mesh::CoreId;
 use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
@@ -87,6 +88,8 @@ struct Request {
     head: Head,
     /// Of commands and transactions.
     payload: Vec<u8>,
+    /// What it counts among the bytes of all.
+    bytes: usize,
     stage: Stage,
     /// Until when it is tried again while its shard has no orderer.
     patience: Millis,
@@ -167,6 +170,8 @@ impl Lent<'_> {
 /// The requests of one core.
 pub(crate) struct Requests {
     requests: Slab<Request>,
+    /// Bytes of the commands under way.
+    bytes: usize,
     groups: Slab<Group>,
     /// Where commands run on what was read.
     scratch: Store,
@@ -186,11 +191,21 @@ const MAX_KEYS: usize = gridkv_cluster::coordinator::MAX_JOINED;
 const AGAIN_MS: Millis = 50;
 /// Requests of one core that are under way, at most: beyond it sessions wait.
 const MAX_REQUESTS: usize = 8192;
+/// Bytes of their commands, likewise.
+const MAX_BYTES: usize = 256 << 20;
+/// Longest value in a cluster: with its key and the heads of all layers it has to fit into one frame of a link.
+const MAX_VALUE: usize = 64 << 20;
+/// Longest command that is sent to its orderer: likewise.
+const MAX_MESSAGE: usize = MAX_VALUE + (128 << 10);
+const LONG_COMMAND: &str = "ERR a command that another node of the cluster runs may be 64 MiB long; nothing was done";
+const LONG_ANSWER: &str =
+    "ERR the command was done by another node, but its answer is longer than the 64 MiB that can be sent";
 
 impl Requests {
     pub(crate) fn new(scratch: Store, timeout: Millis) -> Requests {
         Requests {
             requests: Slab::new(),
+            bytes: 0,
             groups: Slab::new(),
             scratch,
             buffers: Scratch::default(),
@@ -208,7 +223,18 @@ impl Requests {
 
     /// Whether a session may send one more.
     pub(crate) fn has_room(&self) -> bool {
-        self.requests.len() < MAX_REQUESTS
+        self.requests.len() < MAX_REQUESTS && self.bytes < MAX_BYTES
+    }
+
+    fn insert(&mut self, request: Request) -> u32 {
+        self.bytes += request.bytes;
+        self.requests.insert(request)
+    }
+
+    fn take(&mut self, token: u32) -> Option<Request> {
+        let request = self.requests.take(token)?;
+        self.bytes -= request.bytes;
+        Some(request)
     }
 
     /// Requests under way.
@@ -232,29 +258,35 @@ impl Requests {
             kind: frame.kind,
             head: frame.head,
             payload: payload.to_vec(),
+            bytes: payload.len(),
             stage,
             ordered: false,
         };
         match frame.kind {
             Kind::Get => {
                 lent.metrics.record_gets(1);
-                let token = u64::from(self.requests.insert(request(Stage::Get, &[])));
+                let token = u64::from(self.insert(request(Stage::Get, &[])));
                 lent.start(token, Operation::Read { key: (hash, frame.payload), level });
             }
             Kind::Set => {
                 lent.metrics.record_sets(1);
                 let Ok((key, value)) = frame.key_value() else { return Err(origin) };
-                let token = u64::from(self.requests.insert(request(Stage::Set, &[])));
+                let token = self.insert(request(Stage::Set, &[]));
+                if value.len() > MAX_VALUE {
+                    self.reply(token, Status::Error, 0, too_long(), lent);
+                    return Ok(());
+                }
+                let token = u64::from(token);
                 let expires_at = frame.head.aux as u64;
                 lent.start(token, Operation::Write { key: (hash, key), value: Some(value), expires_at, level });
             }
             Kind::Delete => {
                 lent.metrics.record_deletes(1);
-                let token = u64::from(self.requests.insert(request(Stage::Delete, &[])));
+                let token = u64::from(self.insert(request(Stage::Delete, &[])));
                 lent.start(token, Operation::Delete { key: (hash, frame.payload), level });
             }
             Kind::Version => {
-                let token = u64::from(self.requests.insert(request(Stage::Version, &[])));
+                let token = u64::from(self.insert(request(Stage::Version, &[])));
                 lent.start(token, Operation::Read { key: (hash, frame.payload), level: Level::Quorum });
             }
             Kind::Command | Kind::Exec => {
@@ -263,7 +295,7 @@ impl Requests {
                 {
                     return Err(origin);
                 }
-                let token = self.requests.insert(request(Stage::Reading, frame.payload));
+                let token = self.insert(request(Stage::Reading, frame.payload));
                 self.run(lent, token);
             }
             Kind::Reply => return Err(origin),
@@ -307,6 +339,9 @@ impl Requests {
                         return self.without_orderer(lent, token, failure);
                     }
                     Ok(Some(orderer)) if orderer != lent.shards.view().me && !is_peer => {
+                        if payload.len() > MAX_MESSAGE {
+                            return self.reply(token, Status::Error, 0, LONG_COMMAND.into(), lent);
+                        }
                         let mut batch = Batch::new();
                         batch.push(head, kind, &[&payload]);
                         if let Some(request) = self.requests.get(token) {
@@ -390,6 +425,9 @@ impl Requests {
             }
         }
         self.tidy(&found, wall);
+        if changes.iter().flat_map(|change| &change.value).any(|value| value.len() > MAX_VALUE) {
+            return self.reply(token, Status::Error, 0, too_long(), lent);
+        }
         if changes.is_empty() {
             return self.reply(token, status, aux, bytes, lent);
         }
@@ -397,11 +435,13 @@ impl Requests {
             request.stage = Stage::Writing { status, aux, bytes };
             request.payload = payload;
         }
-        // An ordered command is of no use on fewer replicas than the next one reads.
-        let level = match level_of(&head) {
-            Level::One | Level::Exactly(_) if ordered => Level::Quorum,
-            level => level,
-        };
+        let mut level = level_of(&head);
+        if ordered {
+            // It is of no use on fewer replicas than the next one reads.
+            let view = lent.shards.view();
+            let copies = view.placement_of(KeyHash(head.hash)).replicas.len();
+            level = level.at_least(view.map.quorums.of(copies).0);
+        }
         lent.start(u64::from(token), Operation::Commit { changes, level, ordered });
     }
 
@@ -422,12 +462,13 @@ impl Requests {
             matches!(frame.kind, Kind::Command | Kind::Exec) && shard.shard(KeyHash(frame.head.hash)) == ask.shard
         });
         let Some(frame) = frame else { return lent.shards.answer_order(from, ask, Err(Why::Broken), lent.out) };
-        let token = self.requests.insert(Request {
+        let token = self.insert(Request {
             patience: 0,
             origin: Origin::Peer(from, ask),
             kind: frame.kind,
             head: frame.head,
             payload: frame.payload.to_vec(),
+            bytes: frame.payload.len(),
             stage: Stage::Reading,
             ordered: false,
         });
@@ -438,7 +479,7 @@ impl Requests {
     fn without_orderer(&mut self, lent: &mut Lent<'_>, token: u32, failure: Failure) {
         let Some(request) = self.requests.get(token) else { return };
         if let Origin::Peer(from, ask) = request.origin {
-            self.requests.take(token);
+            self.take(token);
             return lent.shards.answer_order(from, ask, Err(Why::NotHere), lent.out);
         }
         if lent.now.mono + AGAIN_MS >= request.patience {
@@ -494,7 +535,7 @@ impl Requests {
     }
 
     fn reply(&mut self, token: u32, status: Status, aux: i64, bytes: Vec<u8>, lent: &mut Lent<'_>) {
-        let Some(request) = self.requests.take(token) else { return };
+        let Some(request) = self.take(token) else { return };
         if status == Status::Error {
             lent.metrics.record_error(&bytes);
         }
@@ -508,9 +549,7 @@ impl Requests {
             Origin::Sibling(core) => self.siblings.push((core, reply)),
             Origin::Foreign(group, at) => self.place(group, at, reply),
             Origin::Peer(from, ask) => {
-                let mut answer = vec![reply.status as u8];
-                answer.extend_from_slice(&reply.aux.to_le_bytes());
-                answer.extend_from_slice(&reply.bytes);
+                let answer = pack_answer(reply);
                 lent.shards.answer_order(from, ask, Ok(&answer), lent.out);
             }
         }
@@ -532,6 +571,22 @@ impl Requests {
             let _ = group.to.send(batch);
         }
     }
+}
+
+fn too_long() -> Vec<u8> {
+    StoreError::ValueTooLong.to_string().into_bytes()
+}
+
+/// What an orderer answers with.
+fn pack_answer(reply: Reply) -> Vec<u8> {
+    let Reply { status, aux, bytes, .. } = reply;
+    let fits = bytes.len() <= MAX_VALUE;
+    let (status, aux, bytes) =
+        if fits { (status, aux, &bytes[..]) } else { (Status::Error, 0, LONG_ANSWER.as_bytes()) };
+    let mut answer = vec![status as u8];
+    answer.extend_from_slice(&aux.to_le_bytes());
+    answer.extend_from_slice(bytes);
+    answer
 }
 
 fn read_answer(bytes: &[u8]) -> (Status, i64, Vec<u8>) {
