@@ -2,7 +2,8 @@
 //!
 //! * [`Error::Config`] and [`Error::Start`]: the operator. One line says what is wrong, [`Error::hint`] what to do.
 //! * [`Error::KeyTooLong`], [`Error::NotOwned`], [`Error::Reply`] and the like: the caller; nothing was changed.
-//! * [`Error::Closed`] and [`Error::Panicked`] are the only ones after which a write may or may not have been done.
+//! * [`Error::Unknown`], [`Error::Closed`], [`Error::Failed`] and [`Error::Panicked`] are the only ones after which a write may or may not have
+//!   been done.
 //!
 //! An error carries texts and numbers and no `io::Error`, so that it can be cloned into every answer it concerns.
 
@@ -69,6 +70,10 @@ pub enum Error {
     /// The node could not go on and has stopped: told by [`crate::GridKv::close`]. A write that was under way may have been done.
     #[error("the node could not go on and has stopped: {0}")]
     Failed(&'static str),
+    /// In a cluster: too few replicas answered in time, or a part of the keys was written. It may have been done, or not, or may be done
+    /// yet: read to find out, in the words a RESP client would read.
+    #[error("{0}")]
+    Unknown(String),
     /// The request was refused, in the words a RESP client would read. Nothing was changed.
     #[error("{0}")]
     Reply(String),
@@ -101,7 +106,8 @@ impl Error {
         } else if bytes == crate::cores::serve::PANIC_REPLY.as_bytes() {
             Error::Panicked
         } else {
-            Error::Reply(String::from_utf8_lossy(bytes).into_owned())
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            if bytes.starts_with(b"UNKNOWN ") { Error::Unknown(text) } else { Error::Reply(text) }
         }
     }
 }
@@ -344,7 +350,9 @@ mod tests {
         assert_eq!(of("OOM command not allowed when used memory > 'maxmemory'."), Error::OutOfMemory);
         assert_eq!(of(crate::cores::serve::PANIC_REPLY), Error::Panicked);
         let text = "ERR value is not an integer or out of range";
-        assert_eq!(of(text).to_string(), text);
+        assert_eq!(of(text), Error::Reply(text.into()));
+        let text = "UNKNOWN 1 of 2 replicas confirmed the write in time";
+        assert_eq!(of(text), Error::Unknown(text.into()));
     }
 
     #[test]
