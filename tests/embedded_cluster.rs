@@ -292,3 +292,38 @@ fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
         assert_eq!(first.get("kept").await.unwrap().unwrap(), "yes");
     });
 }
+
+/// What no link can carry would be at one node only, or nowhere.
+#[test]
+fn a_value_that_is_too_long_for_other_nodes_is_refused_before_it_is_stored() {
+    const LONGEST: usize = 64 << 20;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let founder = builder().listen(any).start().unwrap();
+    let other = builder().seeds([founder.peer_addr().unwrap().to_string()]).start().unwrap();
+    wait_for("two copies everywhere", || {
+        let view = status(&founder);
+        (full(&view, 2), view.map.epoch)
+    });
+    block_on(async {
+        for node in [&founder, &other] {
+            let said = node.set("plain", vec![0; LONGEST + 1]).await.map_err(|error| error.to_string());
+            assert!(said.as_ref().is_err_and(|text| text.contains("string exceeds maximum allowed size")), "{said:?}");
+            assert_eq!(node.get("plain").await.unwrap(), None);
+        }
+    });
+    let mut client = TcpStream::connect(founder.resp_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut replies = BufReader::new(client.try_clone().unwrap());
+    // Some are ordered here, some there.
+    for key in 0..4 {
+        client.write_all(format!("SETRANGE {key} {LONGEST} x\r\nEXISTS {key}\r\n").as_bytes()).unwrap();
+        for wanted in ["-ERR string exceeds maximum allowed size", ":0"] {
+            let said = line(&mut replies);
+            assert!(said.starts_with(wanted), "{said}");
+        }
+    }
+    block_on(async {
+        founder.close().await.unwrap();
+        other.close().await.unwrap();
+    });
+}

@@ -684,3 +684,45 @@ fn class(spec: &Spec, args: &[&[u8]]) -> Class {
         _ => Class::Ordered,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gridkv_engine::store::StoreConfig;
+
+    use super::*;
+
+    #[test]
+    fn sessions_wait_while_commands_under_way_hold_too_many_bytes() {
+        let mut requests = Requests::new(crate::cluster::scratch(&StoreConfig::default()).unwrap(), 1000);
+        let half = |at| Request {
+            origin: Origin::Foreign(0, at),
+            kind: Kind::Command,
+            head: Head::default(),
+            payload: Vec::new(),
+            bytes: MAX_BYTES / 2,
+            stage: Stage::Reading,
+            patience: 0,
+            ordered: false,
+        };
+        let first = requests.insert(half(0));
+        assert!(requests.has_room());
+        let second = requests.insert(half(1));
+        assert!(!requests.has_room());
+        assert!(requests.take(first).is_some() && requests.take(first).is_none());
+        assert!(requests.has_room());
+        requests.take(second);
+        assert_eq!((requests.bytes, requests.under_way()), (0, 0));
+    }
+
+    #[test]
+    fn an_answer_that_no_frame_carries_says_that_the_command_was_done() {
+        let answer = |len| {
+            let reply = Reply { head: Head::default(), status: Status::Value, aux: 7, bytes: vec![b'x'; len] };
+            read_answer(&pack_answer(reply))
+        };
+        assert_eq!(answer(3), (Status::Value, 7, b"xxx".to_vec()));
+        let (status, _, bytes) = answer(MAX_VALUE);
+        assert_eq!((status, bytes.len()), (Status::Value, MAX_VALUE));
+        assert_eq!(answer(MAX_VALUE + 1), (Status::Error, 0, LONG_ANSWER.into()));
+    }
+}
