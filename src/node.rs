@@ -91,6 +91,10 @@ impl Drop for Running {
 /// [`Error::Start`]: what is missing and how to get it. Nothing keeps running.
 pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
     config.validate()?;
+    if config.cluster.is_some() {
+        // Also as long as nobody has joined: what others could not take would be in their way then.
+        config.limits.max_value = config.limits.max_value.min(cluster::requests::MAX_VALUE);
+    }
     let cpus = platform::prepare(&mut config)?;
     let resp = config.listen.map(platform::probe).transpose()?;
     let http = config.http.map(platform::probe).transpose()?;

@@ -194,7 +194,7 @@ const MAX_REQUESTS: usize = 8192;
 /// Bytes of their commands, likewise.
 const MAX_BYTES: usize = 256 << 20;
 /// Longest value in a cluster: with its key and the heads of all layers it has to fit into one frame of a link.
-const MAX_VALUE: usize = 64 << 20;
+pub(crate) const MAX_VALUE: usize = 64 << 20;
 /// Longest command that is sent to its orderer: likewise.
 const MAX_MESSAGE: usize = MAX_VALUE + (128 << 10);
 const LONG_COMMAND: &str = "ERR a command that another node of the cluster runs may be 64 MiB long; nothing was done";
