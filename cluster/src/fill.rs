@@ -18,7 +18,7 @@
 //! With it comes the floor of its sources: what they refuse is refused here too.
 //!
 //! Bounds: shards at once, bytes per second, one question each. The rate gives way to clients' operations: it falls while
-//! answers are slow ([`crate::sync::Bucket`]). When too few sources can be reached it waits; when memory is
+//! answers are slow (`sync::bucket`). When too few sources can be reached it waits; when memory is
 //! full it waits, and asks again.
 
 use std::collections::BTreeMap;
