@@ -26,6 +26,7 @@ use super::{AUTHORITY, MS, What, World};
 use crate::control::{Control, Event, Output};
 use crate::ids::{NodeId, NodeNo};
 use crate::map::{Change, Map, Standing};
+use crate::membership;
 use crate::register::{Ballot, slots};
 use crate::sim::history::Rule;
 use crate::sim::node::Core;
@@ -570,6 +571,10 @@ impl World {
             }
             if *control.alive() != present || control.is_isolated() {
                 return Some(format!("node {index} sees {:?} of {present:?}", control.alive()));
+            }
+            // What was lost before the healing may still end in a life that is missed for a moment.
+            if control.members().any(|member| member.state == membership::State::Suspect) {
+                return Some(format!("node {index} suspects somebody"));
             }
             let cores_see =
                 node.cores.iter().all(|core| core.shards.view().alive == present && core.shards.view().me == node.no);
