@@ -245,7 +245,12 @@ fn planted(args: &Args) -> ExitCode {
                         if seed >= args.start + args.most || found.lock().expect("no panic").is_some() {
                             return;
                         }
-                        let run = sim::run(&draw(seed, args), Planted::with(bug));
+                        // Seen where control planes adopt maps at their own pace, and hardly ever in the other worlds.
+                        let options = match bug {
+                            Bug::HastyMove if args.control.is_none() => draw(seed, args).with_planes(),
+                            _ => draw(seed, args),
+                        };
+                        let run = sim::run(&options, Planted::with(bug));
                         if let Some(violation) = run.violation {
                             let mut found = found.lock().expect("no panic");
                             if found.as_ref().is_none_or(|(known, _)| seed < *known) {
