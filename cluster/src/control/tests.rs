@@ -63,6 +63,11 @@ fn seeds() -> Start {
     Start::Join(vec![candidate(1, 0).peer])
 }
 
+fn settings(start: Start, about: Candidate) -> Settings {
+    let (membership, planner) = (membership::Settings::default(), planner::Settings::default());
+    Settings { start, shards: 32, about, membership, planner }
+}
+
 impl World {
     fn clock(&self) -> Now {
         Now { mono: self.now, wall: 1_000_000 + self.now }
@@ -79,13 +84,7 @@ impl World {
 
     fn start_as(&mut self, about: Candidate, start: Start) {
         let seed = about.id.0 as u64 * 1000 + about.boot;
-        let settings = Settings {
-            start,
-            shards: 32,
-            about: about.clone(),
-            membership: membership::Settings::default(),
-            planner: planner::Settings::default(),
-        };
+        let settings = settings(start, about.clone());
         let remembered = self.disks.entry(about.id).or_default().clone();
         self.nodes.insert(about.peer, Control::new(settings, remembered, seed));
     }
@@ -404,13 +403,7 @@ fn a_machine_that_was_replaced_has_no_vote() {
     // Another node at the address of node 2 that knows nothing: it is asked for the promises of its predecessor.
     let at = candidate(2, 0).peer;
     let about = Candidate { id: NodeId(22), ..candidate(2, 9) };
-    let settings = Settings {
-        start: seeds(),
-        shards: 32,
-        about,
-        membership: membership::Settings::default(),
-        planner: planner::Settings::default(),
-    };
+    let settings = settings(seeds(), about);
     let mut newcomer = Control::new(settings, Remembered::default(), 5);
     let asks = &world.nodes[&candidate(1, 0).peer];
     let seat = asks.map().unwrap().life_of(NodeId(2)).unwrap().seat;
@@ -433,13 +426,7 @@ fn who_asked_long_ago_is_not_admitted() {
     world.three();
     let (asked, first) = (candidate(1, 0).peer, candidate(4, 1));
     let about = first.clone();
-    let settings = Settings {
-        start: seeds(),
-        shards: 32,
-        about,
-        membership: membership::Settings::default(),
-        planner: planner::Settings::default(),
-    };
+    let settings = settings(seeds(), about);
     let (now, mut out) = (world.clock(), Output::default());
     let mut newcomer = Control::new(settings, Remembered::default(), 5);
     newcomer.on_deadline(now, &mut out);
@@ -497,13 +484,7 @@ fn a_node_comes_to_the_cluster_of_its_seeds_and_to_no_other() {
     let theirs = world.nodes[&candidate(1, 0).peer].envelope(Body::MapWanted);
     let map = world.nodes[&candidate(1, 0).peer].map().unwrap().clone();
     let told = world.nodes[&candidate(1, 0).peer].envelope(Body::Map(map.encode()));
-    let settings = Settings {
-        start: Start::Join(vec![candidate(8, 0).peer]),
-        shards: 32,
-        about: candidate(4, 1),
-        membership: membership::Settings::default(),
-        planner: planner::Settings::default(),
-    };
+    let settings = settings(Start::Join(vec![candidate(8, 0).peer]), candidate(4, 1));
     let mut newcomer = Control::new(settings, Remembered::default(), 5);
     let (now, mut out) = (world.clock(), Output::default());
     newcomer.on_deadline(now, &mut out);
@@ -520,13 +501,7 @@ fn no_two_lives_make_the_same_ballot() {
     let ballot = |n: u16, boot: u64| {
         let about = candidate(n, boot);
         let map = Map::create(77, 5, 32, QUORUMS, candidate(1, 1));
-        let settings = Settings {
-            start: seeds(),
-            shards: 32,
-            about,
-            membership: membership::Settings::default(),
-            planner: planner::Settings::default(),
-        };
+        let settings = settings(seeds(), about);
         let remembered = Remembered { map: Some(map), ..Remembered::default() };
         let mut control = Control::new(settings, remembered, 1);
         let (mut wants, now) = (Vec::new(), Now { mono: 0, wall: 0 });

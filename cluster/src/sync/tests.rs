@@ -249,6 +249,23 @@ impl World {
         self.set_alive();
     }
 
+    /// Another node joins, as number 4.
+    fn admit_fourth(&mut self) {
+        let map = self.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
+        self.map = Arc::new(map.clone());
+        self.start(NodeNo(4));
+        self.adopt(map);
+        self.set_alive();
+    }
+
+    /// What is not above the floor is refused by these from now on, in every shard.
+    fn raise_floors(&mut self, nodes: &[u16], floor: Version) {
+        for no in nodes {
+            let store = &mut self.nodes.get_mut(&NodeNo(*no)).unwrap().store;
+            (0..32).for_each(|shard| store.raise_floor(ShardId(shard), floor));
+        }
+    }
+
     /// The node of number 2 has lost its memory, and is number 4 now.
     fn restart_second(&mut self) {
         self.nodes.remove(&NodeNo(2));
@@ -363,11 +380,7 @@ fn large_values_come_in_bounded_answers() {
 #[test]
 fn what_is_left_of_a_former_membership_is_not_kept() {
     let mut world = World::new(11);
-    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
-    world.map = Arc::new(map.clone());
-    world.start(NodeNo(4));
-    world.adopt(map);
-    world.set_alive();
+    world.admit_fourth();
     world.put(&[1, 2, 3], "k", Some(b"deleted long ago"), world.version(90_000, 0));
     // Number 1 hands everything to number 4 and hears nothing of it until it is to come back.
     let step = |world: &mut World, transition| world.adopt(step_all(&world.map, transition));
@@ -401,11 +414,7 @@ fn what_is_left_of_a_former_membership_is_not_kept() {
 #[test]
 fn what_is_above_the_floor_is_kept_when_a_fill_begins_anew() {
     let mut world = World::new(19);
-    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
-    world.map = Arc::new(map.clone());
-    world.start(NodeNo(4));
-    world.adopt(map);
-    world.set_alive();
+    world.admit_fourth();
     for n in 0..200 {
         world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(90_000, n));
     }
@@ -414,10 +423,7 @@ fn what_is_above_the_floor_is_kept_when_a_fill_begins_anew() {
     world.run(500);
     assert!(world.all_filled(4));
     let floor = world.version(60_000, 0);
-    for no in [1, 2, 3] {
-        let store = &mut world.nodes.get_mut(&NodeNo(no)).unwrap().store;
-        (0..32).for_each(|shard| store.raise_floor(ShardId(shard), floor));
-    }
+    world.raise_floors(&[1, 2, 3], floor);
     step(&mut world, Transition::First { node: NodeNo(2) });
     world.put(&[4], "deleted long ago", Some(b"v"), world.version(80_000, 0));
     world.put(&[4], "acknowledged", Some(b"v"), world.version(5, 0));
@@ -431,19 +437,12 @@ fn what_is_above_the_floor_is_kept_when_a_fill_begins_anew() {
 #[test]
 fn what_came_below_the_floor_before_it_was_known_is_shed() {
     let mut world = World::new(23);
-    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
-    world.map = Arc::new(map.clone());
-    world.start(NodeNo(4));
-    world.adopt(map);
-    world.set_alive();
+    world.admit_fourth();
     for n in 0..200 {
         world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(90_000, n));
     }
     let floor = world.version(60_000, 0);
-    for no in [1, 2, 3] {
-        let store = &mut world.nodes.get_mut(&NodeNo(no)).unwrap().store;
-        (0..32).for_each(|shard| store.raise_floor(ShardId(shard), floor));
-    }
+    world.raise_floors(&[1, 2, 3], floor);
     world.adopt(step_all(&world.map, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) }));
     world.put(&[4], "late", Some(b"v"), world.version(80_000, 0));
     world.run(500);
@@ -455,11 +454,7 @@ fn what_came_below_the_floor_before_it_was_known_is_shed() {
 fn a_shard_that_is_held_elsewhere_is_freed() {
     let mut world = World::new(13);
     (0..500).for_each(|n| world.put(&[1, 2, 3], &format!("k{n}"), Some(b"v"), world.version(9000, n)));
-    let map = world.map.apply(&Change::Admit(candidate(4, 1))).unwrap();
-    world.map = Arc::new(map.clone());
-    world.start(NodeNo(4));
-    world.adopt(map);
-    world.set_alive();
+    world.admit_fourth();
     for transition in [Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) }, Transition::ReadNew] {
         world.adopt(step_all(&world.map, transition));
         world.run(1000);
