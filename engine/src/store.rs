@@ -38,6 +38,8 @@ use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta, Record};
 const SHED_AT_ONCE: usize = 1024;
 /// Entries freed before a write that finds memory full looks again.
 const RECLAIMED_AT_ONCE: usize = 512;
+/// Neighbours of a random position among which [`Store::random`] chooses.
+const RANDOM_WINDOW: u64 = 64;
 
 /// Entries made elsewhere are taken until the memory limit is passed by this part of it.
 const COPY_HEADROOM: u64 = 16;
@@ -961,12 +963,40 @@ impl Store {
         None
     }
 
-    /// Some live entry, chosen by `random`: the first at or behind a random position.
+    /// Some live entry, chosen by `random`: a shard by its share of the entries, then one of the first 64 behind a random
+    /// position in it. Of few entries each is as likely as any other, of many nearly so: the first entry behind a
+    /// position alone would follow the gaps between hashes, and be nearly always the same one of two.
     pub fn random(&mut self, random: u64, now: Millis, look: &mut dyn FnMut(Entry<'_>)) -> bool {
-        let shards = self.shards.len() as u64;
-        let shard = ShardId(self.config.owned.start + (random % shards) as u16);
-        let bits = self.config.keyspace.shards.bits();
-        let mut from = Some(KeyHash(self.config.keyspace.first_hash(shard).0 | random.rotate_left(32) >> bits));
+        let held: u64 = self.shards.iter().map(|shard| shard.live).sum();
+        let Some(mut rank) = random.checked_rem(held) else { return false };
+        let mut shard = ShardId(self.config.owned.start);
+        while rank >= self.state(shard).live {
+            rank -= self.state(shard).live;
+            shard.0 += 1;
+        }
+        let mut from = self.config.keyspace.first_hash(shard);
+        if self.state(shard).live > RANDOM_WINDOW {
+            from.0 |= random.rotate_left(32) >> self.config.keyspace.shards.bits();
+            rank %= RANDOM_WINDOW;
+        }
+        let mut chosen = false;
+        self.backend.visit(shard, from, RANDOM_WINDOW as usize, &mut |_, entry| {
+            if !chosen && is_live(&entry, now) {
+                chosen = rank == 0;
+                if chosen {
+                    look(entry);
+                } else {
+                    rank -= 1;
+                }
+            }
+        });
+        // Expired entries and tombstones may have left too few there.
+        chosen || self.first_from(from, now, look)
+    }
+
+    /// The first live entry from a position on, in a circle.
+    fn first_from(&mut self, from: KeyHash, now: Millis, look: &mut dyn FnMut(Entry<'_>)) -> bool {
+        let mut from = Some(from);
         let (mut found, mut wrapped) = (false, false);
         while !found {
             let Some(at) = from else {
@@ -1428,6 +1458,39 @@ mod tests {
         assert_eq!(store.read("k", 499).as_deref(), Some("Xbc\0!"));
         assert_eq!(store.read("k", 500), None);
         store.invariants();
+    }
+
+    #[test]
+    fn random_takes_each_of_few_keys_as_often() {
+        // Whatever their hashes: near each other or far apart, in one shard or in two.
+        for (pair, keys) in [2, 3, 10].into_iter().flat_map(|keys| (0..20).map(move |pair| (pair, keys))) {
+            let mut store = plain();
+            for key in 0..keys {
+                store.put(&format!("{pair}:{key}"), "v", 0, 1);
+            }
+            let mut counts = std::collections::BTreeMap::new();
+            for random in 1..=1000u64 {
+                let random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                assert!(store.random(random, 1, &mut |entry| *counts.entry(entry.key.to_vec()).or_insert(0) += 1));
+            }
+            let least = counts.values().min().copied().unwrap_or(0);
+            assert!(counts.len() == keys && least * keys > 700, "{pair}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn random_reaches_all_of_many_keys() {
+        let mut store = plain();
+        for key in 0..40_000 {
+            store.put(&format!("{key}"), "v", 0, 1);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for random in 1..=40_000u64 {
+            let random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            assert!(store.random(random, 1, &mut |entry| _ = seen.insert(entry.key.to_vec())));
+        }
+        // Draws with equal chances would leave 1/e of them out: 63 % are seen.
+        assert!(seen.len() > 40_000 * 55 / 100, "{}", seen.len());
     }
 
     #[test]
