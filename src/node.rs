@@ -8,6 +8,7 @@ use std::time::Instant;
 use glommio::ExecutorJoinHandle;
 use gridkv_cluster::control::Event;
 use gridkv_engine::hash::Keyspace;
+use gridkv_engine::record::MAX_VALUE_LEN;
 use gridkv_engine::store::StoreConfig;
 use gridkv_net::mesh::Mesh;
 use gridkv_net::signal::Signal;
@@ -152,6 +153,7 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
                 owned: owned.start as u16..owned.end as u16,
                 node: 0,
                 max_memory: config.max_memory / cpus.len() as u64,
+                max_value: if config.cluster.is_some() { cluster::requests::MAX_VALUE } else { MAX_VALUE_LEN },
                 change_log_entries: config.change_log_entries,
                 tombstone_limit: (config.tombstone_limit / shards as usize).max(1),
                 keep_tombstones: false,

@@ -55,6 +55,8 @@ pub struct StoreConfig {
     pub node: u16,
     /// Bytes beyond which writes are refused; 0 = no limit.
     pub max_memory: u64,
+    /// Longest value, in bytes; [`MAX_VALUE_LEN`] at most.
+    pub max_value: usize,
     /// Changes that the log of each shard keeps, at most.
     pub change_log_entries: usize,
     /// Tombstones of a shard beyond which [`Store::wants_purge`] says that it is time to forget some.
@@ -81,6 +83,7 @@ impl Default for StoreConfig {
             owned: 0..keyspace.shards.get(),
             node: 0,
             max_memory: 0,
+            max_value: MAX_VALUE_LEN,
             change_log_entries: 8192,
             tombstone_limit: 4096,
             keep_tombstones: false,
@@ -97,7 +100,7 @@ pub enum StoreError {
     /// The key is longer than [`MAX_KEY_LEN`].
     #[error("ERR key is longer than {MAX_KEY_LEN} bytes")]
     KeyTooLong,
-    /// The value is longer than [`MAX_VALUE_LEN`].
+    /// The value is longer than [`StoreConfig::max_value`].
     #[error("ERR string exceeds maximum allowed size (proto-max-bulk-len)")]
     ValueTooLong,
     /// A version from too far in the future: the sender's clock is wrong.
@@ -309,6 +312,21 @@ impl Store {
 
     fn state(&self, shard: ShardId) -> &Shard {
         &self.shards[usize::from(shard.0 - self.config.owned.start)]
+    }
+
+    /// Whether a key and a value of these lengths may be stored.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyTooLong`], [`StoreError::ValueTooLong`].
+    #[inline]
+    pub fn check(&self, key: &[u8], value_len: usize) -> Result<(), StoreError> {
+        if key.len() > MAX_KEY_LEN {
+            return Err(StoreError::KeyTooLong);
+        }
+        if value_len > self.config.max_value.min(MAX_VALUE_LEN) {
+            return Err(StoreError::ValueTooLong);
+        }
+        Ok(())
     }
 
     #[inline]
@@ -529,7 +547,7 @@ impl Store {
         expires_at: Millis,
         now: Millis,
     ) -> Result<Version, StoreError> {
-        check(key, value.len())?;
+        self.check(key, value.len())?;
         self.settle(now);
         self.admit()?;
         let version = self.clock.tick(now);
@@ -575,7 +593,7 @@ impl Store {
         let shard = self.shard_of(hash);
         let (len, expires_at) = self.peek(hash, key, now).map_or((None, 0), |e| (Some(e.value.len()), e.expires_at));
         let new_len = new_len.max(len.unwrap_or(0));
-        check(key, new_len)?;
+        self.check(key, new_len)?;
         self.admit()?;
         let meta = Meta { version: self.clock.tick(now), expires_at, tombstone: false };
         if len == Some(new_len) {
@@ -632,7 +650,7 @@ impl Store {
     }
 
     fn apply(&mut self, entry: Entry<'_>, now: Millis, floored: bool) -> Result<Merged, StoreError> {
-        check(entry.key, entry.value.len())?;
+        self.check(entry.key, entry.value.len())?;
         self.settle(now);
         self.clock.observe(entry.version, now)?;
         let hash = self.locate(entry.key);
@@ -1182,17 +1200,6 @@ fn is_purged(entry: &Entry<'_>, floor: Version) -> bool {
 fn grave_bytes(key: &[u8], meta: Meta) -> u64 {
     let Meta { version, expires_at, tombstone } = meta;
     Entry { key, value: &[], version, expires_at, tombstone }.footprint() as u64
-}
-
-#[inline]
-fn check(key: &[u8], value_len: usize) -> Result<(), StoreError> {
-    if key.len() > MAX_KEY_LEN {
-        return Err(StoreError::KeyTooLong);
-    }
-    if value_len > MAX_VALUE_LEN {
-        return Err(StoreError::ValueTooLong);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -425,9 +425,6 @@ impl Requests {
             }
         }
         self.tidy(&found, wall);
-        if changes.iter().flat_map(|change| &change.value).any(|value| value.len() > MAX_VALUE) {
-            return self.reply(token, Status::Error, 0, too_long(), lent);
-        }
         if changes.is_empty() {
             return self.reply(token, status, aux, bytes, lent);
         }

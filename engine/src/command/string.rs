@@ -9,8 +9,6 @@ use super::failure::{Failure, or_error};
 use super::number::{Float, parse_i64};
 use super::{Context, Refusal, lookup};
 use crate::Millis;
-use crate::record::{MAX_KEY_LEN, MAX_VALUE_LEN};
-use crate::store::StoreError;
 
 /// Cells of the table that LCS fills, at most: product of the values' lengths. Bounds its memory (four bytes a cell) and
 /// how long it keeps the core from others.
@@ -180,7 +178,7 @@ pub(super) fn mget(ctx: &mut Context<'_>) {
 pub(super) fn mset(ctx: &mut Context<'_>) {
     let Some(pairs) = pairs(ctx) else { return };
     or_error(ctx, |ctx| {
-        check_sizes(pairs)?;
+        pairs.iter().try_for_each(|[key, value]| ctx.store.check(key, value.len()))?;
         for (done, [key, value]) in pairs.iter().enumerate() {
             let hash = ctx.store.locate(key);
             if let Err(refused) = ctx.store.set(hash, key, value, 0, ctx.now) {
@@ -196,7 +194,7 @@ pub(super) fn mset(ctx: &mut Context<'_>) {
 pub(super) fn msetnx(ctx: &mut Context<'_>) {
     let Some(pairs) = pairs(ctx) else { return };
     or_error(ctx, |ctx| {
-        check_sizes(pairs)?;
+        pairs.iter().try_for_each(|[key, value]| ctx.store.check(key, value.len()))?;
         for [key, _] in pairs {
             let hash = ctx.store.locate(key);
             if ctx.store.exists(hash, key, ctx.now) {
@@ -228,18 +226,6 @@ fn pairs<'a>(ctx: &mut Context<'a>) -> Option<&'a [[&'a [u8]; 2]]> {
     let spec = lookup(ctx.args[0]).expect("a command that runs has a row");
     ctx.out.error(Refusal::arity(spec).text());
     None
-}
-
-fn check_sizes(pairs: &[[&[u8]; 2]]) -> Result<(), StoreError> {
-    for [key, value] in pairs {
-        if key.len() > MAX_KEY_LEN {
-            return Err(StoreError::KeyTooLong);
-        }
-        if value.len() > MAX_VALUE_LEN {
-            return Err(StoreError::ValueTooLong);
-        }
-    }
-    Ok(())
 }
 
 /// `APPEND key value`
@@ -590,6 +576,7 @@ mod tests {
 
     use super::*;
     use crate::command::testing::Console;
+    use crate::record::MAX_KEY_LEN;
     use crate::store::StoreConfig;
 
     // The replies in these scripts are those of Redis 7.0, unless said otherwise.
@@ -901,6 +888,24 @@ mod tests {
             assert_eq!(console.run_args(&[command, b"a", b"1", &key, b"2"]), "ERR key is longer than 65535 bytes");
         }
         console.script("get a => (nil)");
+    }
+
+    #[test]
+    fn no_command_makes_a_value_longer_than_the_store_takes() {
+        let mut console = Console::with(StoreConfig { max_value: 8, ..StoreConfig::default() });
+        console.script("set k 12345678 => OK");
+        for command in ["set k 123456789", "append k 9", "setrange k 8 9", "setbit k 64 1", "mset k 1 a 123456789"] {
+            assert_eq!(
+                console.run(command),
+                "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+                "{command}"
+            );
+        }
+        console.script(
+            "mget k a => [\"12345678\", (nil)]
+            setrange k 7 9 => (integer) 8
+            get k => \"12345679\"",
+        );
     }
 
     #[test]
