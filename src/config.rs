@@ -48,8 +48,6 @@ pub struct Config {
     pub spin: Duration,
     /// Writes that each shard's change log remembers. Default: 8192.
     pub change_log_entries: usize,
-    /// Remembered deletes, of all shards, at which it is time to purge them once there are replicas. Default: 4096.
-    pub tombstone_limit: usize,
     /// Commands that took at least this long are kept for `SLOWLOG`; `None` keeps none. Default: 10 ms.
     pub slowlog_threshold: Option<Duration>,
     /// Commands that each core keeps for `SLOWLOG`. Default: 128.
@@ -166,7 +164,6 @@ impl Default for Config {
             limits: Limits::default(),
             spin: Duration::from_micros(50),
             change_log_entries: 8192,
-            tombstone_limit: 4096,
             slowlog_threshold: Some(Duration::from_millis(10)),
             slowlog_len: 128,
             thread_name: "gridkv".to_owned(),

@@ -155,7 +155,6 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
                 max_memory: config.max_memory / cpus.len() as u64,
                 max_value: if config.cluster.is_some() { cluster::requests::MAX_VALUE } else { MAX_VALUE_LEN },
                 change_log_entries: config.change_log_entries,
-                tombstone_limit: (config.tombstone_limit / shards as usize).max(1),
                 keep_tombstones: false,
             },
             config: config.clone(),

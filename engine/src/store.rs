@@ -59,8 +59,6 @@ pub struct StoreConfig {
     pub max_value: usize,
     /// Changes that the log of each shard keeps, at most.
     pub change_log_entries: usize,
-    /// Tombstones of a shard beyond which [`Store::wants_purge`] says that it is time to forget some.
-    pub tombstone_limit: usize,
     /// Whether deletes leave tombstones: needed as soon as there are replicas.
     pub keep_tombstones: bool,
 }
@@ -85,7 +83,6 @@ impl Default for StoreConfig {
             max_memory: 0,
             max_value: MAX_VALUE_LEN,
             change_log_entries: 8192,
-            tombstone_limit: 4096,
             keep_tombstones: false,
         }
     }
@@ -858,7 +855,8 @@ impl Store {
         self.state(shard).below_floor
     }
 
-    /// Tombstones of a shard.
+    /// Tombstones of a shard. They stay until [`Store::purge_below`]: a replica that forgot them by itself would take back what
+    /// was deleted.
     pub fn tombstones(&self, shard: ShardId) -> u64 {
         self.state(shard).graves.count
     }
@@ -868,12 +866,6 @@ impl Store {
     pub fn oldest_tombstone(&self, shard: ShardId) -> Option<Version> {
         let graves = &self.state(shard).graves;
         (graves.count > 0).then_some(graves.oldest)
-    }
-
-    /// Whether a shard has more tombstones than [`StoreConfig::tombstone_limit`]. They stay until [`Store::purge_below`]: a
-    /// replica that forgot them by itself would take back what was deleted.
-    pub fn wants_purge(&self, shard: ShardId) -> bool {
-        self.tombstones(shard) > self.config.tombstone_limit as u64
     }
 
     /// Drops all of a shard that this node no longer holds, as if it had never been here: entries, tombstones, floor and
@@ -1383,7 +1375,7 @@ mod tests {
 
     #[test]
     fn a_purge_forgets_tombstones_in_slices_and_the_floor_refuses_what_they_covered() {
-        let mut store = store(StoreConfig { keep_tombstones: true, tombstone_limit: 10, ..StoreConfig::default() });
+        let mut store = store(StoreConfig { keep_tombstones: true, ..StoreConfig::default() });
         for n in 0..1000 {
             store.put(&format!("{{tag}}{n}"), "v", 0, n);
             store.del(&format!("{{tag}}{n}"), n);
@@ -1395,7 +1387,6 @@ mod tests {
             .unwrap();
         let shard = store.keyspace().shard(store.locate(b"{tag}"));
         assert_eq!((store.tombstones(shard), store.oldest_tombstone(shard)), (1001, Some(early)));
-        assert!(store.wants_purge(shard), "beyond the limit, and still there");
 
         let floor = Version { hlc: Hlc::new(899, u16::MAX), node: 0 };
         let newer = Version { hlc: Hlc::new(900, 0), node: 7 };

@@ -38,7 +38,6 @@ fuzz_target!(|input: &[u8]| {
         owned: 0..ShardCount::MIN.get(),
         max_memory: if chosen & 1 == 1 { 8 << 10 } else { 0 },
         keep_tombstones: chosen & 2 == 2,
-        tombstone_limit: 4,
         change_log_entries: 8,
         ..StoreConfig::default()
     });

@@ -152,7 +152,6 @@ impl Node {
                     keyspace,
                     owned: owned.clone(),
                     change_log_entries: options.change_log,
-                    tombstone_limit: 16,
                     keep_tombstones: !planted.has(Bug::ExpiredDropped) && !planted.has(Bug::NoTombstones),
                     ..StoreConfig::default()
                 };
