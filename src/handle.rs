@@ -75,7 +75,7 @@ pub struct SetOptions {
     keep_ttl: bool,
     condition: Option<Condition>,
     get: bool,
-    level: Level,
+    pub(crate) level: Level,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

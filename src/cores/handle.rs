@@ -165,7 +165,7 @@ impl CoreHandle {
             let now = state.now;
             return Ok(state.store.get(hash, key, now).map(|entry| Bytes::copy_from_slice(entry.value)));
         }
-        self.hop(owner, hash, Ask::Get(key)).await.value()
+        self.hop(owner, hash, 0, Ask::Get(key)).await.value()
     }
 
     /// Writes any key, for ever.
@@ -180,7 +180,7 @@ impl CoreHandle {
         if self.runs(owner) {
             return self.write(key, value);
         }
-        self.hop(owner, hash, Ask::Set(key, value)).await.done()
+        self.hop(owner, hash, 0, Ask::Set(key, value)).await.done()
     }
 
     /// Writes any key under conditions; see [`crate::GridKv::set_with`].
@@ -196,7 +196,8 @@ impl CoreHandle {
         let (key, value) = (key.as_ref(), value.as_ref());
         check_value(value)?;
         let args = SetArgs::new(options);
-        args.outcome(self.command(key, &args.words(key, value)).await?)
+        let level = cluster::requests::level_word(options.level);
+        args.outcome(self.command_at(key, &args.words(key, value), level).await?)
     }
 
     /// Deletes any key; whether it existed.
@@ -337,6 +338,11 @@ impl CoreHandle {
     }
 
     async fn command(&self, key: &[u8], args: &[&[u8]]) -> Result<Reply, Error> {
+        self.command_at(key, args, 0).await
+    }
+
+    /// As [`CoreHandle::command`], at a level as a head carries it.
+    async fn command_at(&self, key: &[u8], args: &[&[u8]], level: u32) -> Result<Reply, Error> {
         check_key(key)?;
         let (hash, owner) = self.locate(key);
         let spec = spec_of(args[0]);
@@ -346,7 +352,7 @@ impl CoreHandle {
             serve::run(&mut state.store, state.now, spec, args, &mut reply);
             return Ok(Reply { status: reply.status, aux: reply.aux, bytes: Bytes::from(reply.bytes) });
         }
-        Ok(self.hop(owner, hash, Ask::Command(spec, args)).await)
+        Ok(self.hop(owner, hash, level, Ask::Command(spec, args)).await)
     }
 
     /// Whether requests to that core are function calls: see [`super::State::solo`].
@@ -357,7 +363,7 @@ impl CoreHandle {
 
 impl CoreHandle {
     /// One request to a sibling, or to other nodes, and its reply. Waits for room when the lane is full.
-    async fn hop(&self, owner: CoreId, hash: KeyHash, ask: Ask<'_>) -> Reply {
+    async fn hop(&self, owner: CoreId, hash: KeyHash, level: u32, ask: Ask<'_>) -> Reply {
         while owner != self.core.id && !self.core.state.borrow().mesh.has_room(owner) {
             self.core.kick();
             self.yield_now().await;
@@ -365,7 +371,7 @@ impl CoreHandle {
         let slot = {
             let state = &mut *self.core.state.borrow_mut();
             let slot = state.waiters.one();
-            let head = Head { conn: LOCAL, hash: hash.0, slot, ..Head::default() };
+            let head = Head { conn: LOCAL, hash: hash.0, slot, level, ..Head::default() };
             match owner == self.core.id {
                 true => ask.begin(&self.core, state, head),
                 false => ask.send(&mut state.mesh, owner, head).expect("room was seen, and nobody ran in between"),
