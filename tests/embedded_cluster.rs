@@ -8,13 +8,13 @@ use futures_lite::StreamExt;
 use futures_lite::future::block_on;
 use gridkv::cluster::{ClusterEvent, ClusterView};
 use gridkv::config::ClusterConfig;
-use gridkv::{Builder, Config, Error, GridKv, Level, SetOptions};
+use gridkv::{Builder, Config, CoreHandle, Error, GridKv, Level, SetOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn builder() -> Builder {
     let any = "127.0.0.1:0".parse().unwrap();
-    GridKv::builder().cores("1").unwrap().shards(32).unwrap().peer_listen(any).http(any)
+    GridKv::builder().cores("1").unwrap().shards(32).unwrap().listen(any).peer_listen(any).http(any)
 }
 
 /// The lines of a node's metrics page that are about the cluster.
@@ -106,10 +106,31 @@ fn what_one_node_writes_the_others_read() {
             assert_eq!(node.get_with("all", Level::One).await.unwrap().unwrap(), "three");
         }
         assert!(matches!(nodes[0].clear().await, Err(Error::Reply(_))), "one node cannot empty the others");
+        // An expiry that is past deletes, as in Redis, and nobody reads the key to write it.
+        nodes[0].set("past", "v").await.unwrap();
+        says(&mut client(&nodes[1]), &[("SET past w PXAT 1", "+OK"), ("GET past", "$-1")]);
+        assert_eq!(nodes[2].get("past").await.unwrap(), None);
         for node in nodes {
             node.close().await.unwrap();
         }
     });
+}
+
+/// A client of a node: where it writes commands and where it reads replies.
+fn client(db: &GridKv) -> (TcpStream, BufReader<TcpStream>) {
+    let client = TcpStream::connect(db.resp_addr().expect("it listens")).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let replies = BufReader::new(client.try_clone().unwrap());
+    (client, replies)
+}
+
+/// Gives a client's commands and checks how each reply's first line begins.
+fn says((client, replies): &mut (TcpStream, BufReader<TcpStream>), dialogue: &[(&str, &str)]) {
+    for (command, wanted) in dialogue {
+        client.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        let said = line(replies);
+        assert!(said.starts_with(wanted), "{command}: {said}");
+    }
 }
 
 /// The next line of a stream of replies.
@@ -123,12 +144,9 @@ fn line(replies: &mut impl BufRead) -> String {
 fn a_node_is_emptied_as_a_whole_or_not_at_all() {
     const ROUNDS: usize = 50;
     const REFUSED: &str = "ERR FLUSHALL and FLUSHDB do not run on replicated data";
-    let any = "127.0.0.1:0".parse().unwrap();
-    let first = builder().cores("2").unwrap().listen(any).start().unwrap();
+    let first = builder().cores("2").unwrap().start().unwrap();
     let seed = first.peer_addr().unwrap().to_string();
-    let mut client = TcpStream::connect(first.resp_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut replies = BufReader::new(client.try_clone().unwrap());
+    let (mut client, mut replies) = client(&first);
     wait_for("a founder can be emptied", || {
         let said = block_on(first.clear());
         (said.is_ok(), said)
@@ -206,6 +224,12 @@ fn a_node_that_leaves_is_noticed_and_quorums_go_on_without_it() {
         }
         nodes[1].set("kept", "still").await.unwrap();
         let refused = nodes[0].get_with("kept", Level::All).await.unwrap_err();
+        assert!(refused.to_string().starts_with("CLUSTERDOWN"), "{refused}");
+        // Application code on a core has its levels too.
+        let all = |handle: CoreHandle| async move {
+            handle.set_with("kept", "by all", SetOptions::new().level(Level::All)).await
+        };
+        let refused = nodes[0].on_core(0, all).await.unwrap().unwrap_err();
         assert!(refused.to_string().starts_with("CLUSTERDOWN"), "{refused}");
         // Two of three are gone: what is left says so, and answers nothing that it cannot vouch for.
         nodes.pop().unwrap().close().await.unwrap();
@@ -297,8 +321,7 @@ fn copies_that_move_and_data_at_risk_are_told_until_it_is_over() {
 #[test]
 fn a_value_that_is_too_long_for_other_nodes_is_refused_before_it_is_stored() {
     const LONGEST: usize = 64 << 20;
-    let any = "127.0.0.1:0".parse().unwrap();
-    let founder = builder().listen(any).start().unwrap();
+    let founder = builder().start().unwrap();
     let other = builder().seeds([founder.peer_addr().unwrap().to_string()]).start().unwrap();
     wait_for("two copies everywhere", || {
         let view = status(&founder);
@@ -311,9 +334,7 @@ fn a_value_that_is_too_long_for_other_nodes_is_refused_before_it_is_stored() {
             assert_eq!(node.get("plain").await.unwrap(), None);
         }
     });
-    let mut client = TcpStream::connect(founder.resp_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut replies = BufReader::new(client.try_clone().unwrap());
+    let (mut client, mut replies) = client(&founder);
     // Some are ordered here, some there.
     for key in 0..4 {
         client.write_all(format!("SETRANGE {key} {LONGEST} x\r\nEXISTS {key}\r\n").as_bytes()).unwrap();

@@ -93,8 +93,8 @@ struct Request {
     stage: Stage,
     /// Until when it is tried again while its shard has no orderer.
     patience: Millis,
-    /// Its outcome depends on what it finds.
-    ordered: bool,
+    /// How it is run; of commands and transactions.
+    class: Class,
 }
 
 /// A reply on its way.
@@ -260,7 +260,7 @@ impl Requests {
             payload: payload.to_vec(),
             bytes: payload.len(),
             stage,
-            ordered: false,
+            class: Class::Read,
         };
         match frame.kind {
             Kind::Get => {
@@ -315,7 +315,9 @@ impl Requests {
             let hashed: Vec<(KeyHash, &[u8])> = keys.iter().map(|key| (keyspace.locate(key), *key)).collect();
             (class, hashed)
         });
-        request.ordered = plan.as_ref().is_ok_and(|(class, _)| *class == Class::Ordered);
+        if let Ok((class, _)) = &plan {
+            request.class = *class;
+        }
         match plan {
             Err(text) => self.reply(token, Status::Error, 0, text.as_bytes().to_vec(), lent),
             Ok((class, keys)) => {
@@ -374,7 +376,8 @@ impl Requests {
     /// Runs a command on what was found, and writes what it changed.
     fn execute(&mut self, lent: &mut Lent<'_>, token: u32, mut found: Vec<Found>) {
         let Some(request) = self.requests.get(token) else { return };
-        let (kind, head, ordered) = (request.kind, request.head, request.ordered);
+        let (kind, head, class) = (request.kind, request.head, request.class);
+        let ordered = class == Class::Ordered;
         let payload = std::mem::take(&mut request.payload);
         let wall = lent.now.wall;
         if ordered {
@@ -414,7 +417,9 @@ impl Requests {
             let Found { hash, key, value, .. } = place;
             let before = value.as_ref().map(|value| value.version);
             let after = self.scratch.raw(*hash, key).filter(|entry| !entry.tombstone);
-            if after.map(|entry| entry.version) != before {
+            // A key whose expiry is past is absent afterwards. Nobody has looked whether it was there.
+            let gone = class == Class::Blind && after.is_none() && status != Status::Error;
+            if gone || after.map(|entry| entry.version) != before {
                 changes.push(Changed {
                     hash: *hash,
                     key: key.clone(),
@@ -467,7 +472,7 @@ impl Requests {
             payload: frame.payload.to_vec(),
             bytes: frame.payload.len(),
             stage: Stage::Reading,
-            ordered: false,
+            class: Class::Read,
         });
         self.run(lent, token);
     }
@@ -699,7 +704,7 @@ mod tests {
             bytes: MAX_BYTES / 2,
             stage: Stage::Reading,
             patience: 0,
-            ordered: false,
+            class: Class::Read,
         };
         let first = requests.insert(half(0));
         assert!(requests.has_room());
