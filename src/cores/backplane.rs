@@ -118,6 +118,12 @@ impl Backplane for Plane<'_> {
         core == self.core.id && self.state.solo
     }
 
+    // What a sibling was sent before the node stopped being alone is not seen here: that is over within a turn.
+    #[inline]
+    fn may_overtake(&self) -> bool {
+        self.core.topology.flushes.is_shared()
+    }
+
     fn in_cluster(&self) -> bool {
         self.state.settings.facts.in_cluster
     }

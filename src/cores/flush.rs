@@ -62,6 +62,12 @@ impl Flushes {
         self.parts.load(Ordering::SeqCst) == 0
     }
 
+    /// Whether other nodes hold copies, or it is not known yet that none do.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::SeqCst)
+    }
+
     /// Every core has its shards for itself.
     pub(crate) fn unshare(&self) {
         self.shared.store(false, Ordering::SeqCst);

@@ -8,9 +8,10 @@ use gridkv_engine::command::{Route, Spec};
 use gridkv_engine::hash::{KeyHash, ShardId};
 use gridkv_engine::reply::Reply;
 
+use super::claims::Touch;
 use super::replies::Loudness;
 use super::transaction::{Packer, Watched};
-use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step, Watching};
+use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step, Watching, touch_of};
 use crate::resp::Writer;
 
 /// Bytes of replies that the session's own commands may add to a transaction.
@@ -166,7 +167,11 @@ impl Session {
                 let owner = hash.map_or(back.here(), |hash| back.owner(hash));
                 // Without a key it touches no data.
                 let own = hash.is_none() || back.runs(owner);
-                if !own && !back.has_room(owner) {
+                let keys: Vec<KeyHash> =
+                    if back.may_overtake() { self.keys(&multi.queue, back).collect() } else { Vec::new() };
+                let writes = multi.queue.iter().any(|step| touch_of(step.spec) == Touch::Write);
+                let touch = if writes { Touch::Write } else { Touch::Read };
+                if keys.iter().any(|&key| self.claims.forbid(key, touch)) || !own && !back.has_room(owner) {
                     return Step::Later;
                 }
                 let watched = std::mem::take(&mut self.watched);
@@ -180,6 +185,7 @@ impl Session {
                     self.reply(loudness, out, |out| back.exec(&packed, protocol, out));
                 } else {
                     let slot = self.replies.wait(protocol, loudness);
+                    self.claims.hold(slot, keys, touch);
                     let hash = hash.unwrap_or(KeyHash::MIN);
                     back.send(owner, hash, slot, 0, Request::Exec(&packed, protocol));
                 }
@@ -194,12 +200,17 @@ impl Session {
         Step::Done
     }
 
-    fn place(&self, queue: &[Queued], back: &impl Backplane) -> Place {
+    /// The keys of a transaction, watched ones included.
+    fn keys(&self, queue: &[Queued], back: &impl Backplane) -> impl Iterator<Item = KeyHash> {
         let keyspace = back.keyspace();
         let keys = queue.iter().flat_map(|step| step.spec.keys(step.args.len()).map(|at| step.args[at].as_slice()));
-        let hashes = keys.map(|key| keyspace.locate(key)).chain(self.watched.iter().map(|key| key.hash));
+        keys.map(move |key| keyspace.locate(key)).chain(self.watched.iter().map(|key| key.hash))
+    }
+
+    fn place(&self, queue: &[Queued], back: &impl Backplane) -> Place {
+        let keyspace = back.keyspace();
         let mut first: Option<(KeyHash, ShardId)> = None;
-        for hash in hashes {
+        for hash in self.keys(queue, back) {
             let shard = keyspace.shard(hash);
             match first {
                 None => first = Some((hash, shard)),

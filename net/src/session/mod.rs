@@ -11,13 +11,15 @@
 //!
 //! - One reply per request, in the order of the requests, however many cores answer (`replies`).
 //! - Commands of one connection reach each core in the order in which they were sent. Where that is not enough (a command
-//!   for the whole node, WATCH) reading pauses until everything before has been answered.
+//!   for the whole node, WATCH) reading pauses until everything before has been answered. Where requests may overtake each
+//!   other ([`Backplane::may_overtake`]) a command waits for those before it that touch its keys (`claims`).
 //! - Nothing grows without bound. With too much output unread, too many answers outstanding or a sibling's lane
 //!   full, [`Session::feed`] keeps what it has not looked at and [`Session::is_stalled`] says so: stop reading the socket,
 //!   and call [`Session::resume`] when something has moved.
 //!
 //! Not here: what commands do (the engine), sockets ([`crate::ring`]), and what the commands of the node answer.
 
+mod claims;
 mod commands;
 mod exec;
 mod replies;
@@ -40,6 +42,7 @@ use crate::resp::{Decoder, Limits as WireLimits, Parsed, Protocol, Span, Writer}
 
 pub use replies::Answer;
 
+use claims::{Claims, Touch};
 use replies::{Gathering, Loudness, Replies};
 use transaction::Watched;
 
@@ -101,6 +104,12 @@ pub trait Backplane {
     #[inline]
     fn runs(&self, core: CoreId) -> bool {
         core == self.here()
+    }
+    /// Whether a request may be done before one that was sent to the same core earlier: it is when other nodes share the data.
+    /// SETs of one key never are.
+    #[inline]
+    fn may_overtake(&self) -> bool {
+        false
     }
     /// Whether the node takes part in a cluster: its clients are told.
     fn in_cluster(&self) -> bool {
@@ -254,6 +263,8 @@ pub struct Session {
     input: Vec<u8>,
     input_at: usize,
     replies: Replies,
+    /// Keys of requests that are under way and may be overtaken.
+    claims: Claims,
     /// Answers that may be outstanding now: grows with small answers, shrinks with large ones.
     window: usize,
     authenticated: bool,
@@ -285,6 +296,7 @@ impl Session {
             input: Vec::new(),
             input_at: 0,
             replies: Replies::default(),
+            claims: Claims::default(),
             window: FIRST_WINDOW,
             authenticated: !needs_password,
             reply_mode: ReplyMode::On,
@@ -427,8 +439,11 @@ impl Session {
             }
             _ => self.replies.answer(slot, index, answer, out),
         };
-        if whole && self.barrier == Some(slot) {
-            self.barrier = None;
+        if whole {
+            self.claims.release(slot);
+            if self.barrier == Some(slot) {
+                self.barrier = None;
+            }
         }
     }
 
@@ -594,10 +609,15 @@ impl Session {
         let protocol = self.client.protocol;
         if key.len() > back.limits().max_key {
             self.key_too_long(back, out);
+        } else if self.claims.forbid(hash, Touch::Read) {
+            return Step::Later;
         } else if back.runs(owner) {
             self.replies.write(out, |out| back.get(hash, key, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, Loudness::Heard);
+            if back.may_overtake() {
+                self.claims.hold(slot, [hash], Touch::Read);
+            }
             back.send(owner, hash, slot, 0, Request::Get(key));
         } else {
             return Step::Later;
@@ -612,10 +632,15 @@ impl Session {
         let owner = back.owner(hash);
         if key.len() > back.limits().max_key {
             self.key_too_long(back, out);
+        } else if self.claims.forbid(hash, Touch::Blind) {
+            return Step::Later;
         } else if back.runs(owner) {
             self.replies.write(out, |out| back.set(hash, key, value, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(self.client.protocol, Loudness::Heard);
+            if back.may_overtake() {
+                self.claims.hold(slot, [hash], Touch::Blind);
+            }
             back.send(owner, hash, slot, 0, Request::Set(key, value));
         } else {
             return Step::Later;
@@ -740,10 +765,14 @@ impl Session {
     ) -> Step {
         let owner = back.owner(hash);
         let protocol = self.client.protocol;
-        if back.runs(owner) {
+        let touch = touch_of(spec);
+        if self.are_claimed(keys_of(spec, args), touch, back) {
+            return Step::Later;
+        } else if back.runs(owner) {
             self.reply(loudness, out, |out| back.run(spec, args, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, loudness);
+            self.claim(slot, keys_of(spec, args), touch, back);
             back.send(owner, hash, slot, 0, Request::Command(spec, args, protocol));
         } else {
             return Step::Later;
@@ -779,7 +808,10 @@ impl Session {
         order.iter().for_each(|&core| involved[usize::from(core)] += 1);
         let here = back.here();
         let cores = || (0..involved.len()).filter(|&core| involved[core] > 0).map(|core| CoreId(core as u16));
-        if !cores().all(|core| back.runs(core) || back.has_room(core)) {
+        let touch = touch_of(spec);
+        if self.are_claimed(keys_of(spec, args), touch, back)
+            || !cores().all(|core| back.runs(core) || back.has_room(core))
+        {
             return Step::Later;
         }
         let mut parts: Vec<Vec<&[u8]>> = involved.iter().map(|&n| Vec::with_capacity(1 + n as usize * step)).collect();
@@ -798,6 +830,7 @@ impl Session {
         }
         let protocol = self.client.protocol;
         let slot = self.replies.gather(gathering, protocol, loudness);
+        self.claim(slot, keys_of(spec, args), touch, back);
         for core in cores().filter(|&core| core != here || !own) {
             let part = &parts[core.index()];
             let hash = keyspace.locate(part[1]);
@@ -818,6 +851,9 @@ impl Session {
     ) -> Step {
         let here = back.here();
         let others = (0..back.cores() as u16).map(CoreId).filter(|&core| core != here);
+        if back.may_overtake() && self.replies.open() > 0 {
+            return Step::Later;
+        }
         if !others.clone().all(|core| back.has_room(core)) {
             return Step::Later;
         }
@@ -834,10 +870,27 @@ impl Session {
             return Step::Done;
         }
         let slot = self.replies.gather(gathering, protocol, loudness);
+        if back.may_overtake() {
+            self.barrier = Some(slot);
+        }
         for core in others {
             back.send(core, KeyHash(0), slot, u32::from(core.0), Request::Command(spec, args, protocol));
         }
         Step::Done
+    }
+
+    /// Whether a request under way has to be answered before one that touches these keys may go.
+    #[inline]
+    fn are_claimed<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>, touch: Touch, back: &impl Backplane) -> bool {
+        !self.claims.is_empty() && keys.any(|key| self.claims.forbid(back.keyspace().locate(key), touch))
+    }
+
+    /// The request of that slot is about to go.
+    #[inline]
+    fn claim<'a>(&mut self, slot: u32, keys: impl Iterator<Item = &'a [u8]>, touch: Touch, back: &impl Backplane) {
+        if back.may_overtake() {
+            self.claims.hold(slot, keys.map(|key| back.keyspace().locate(key)), touch);
+        }
     }
 
     /// This core's part of a command.
@@ -887,6 +940,16 @@ impl Session {
     fn update_plain(&mut self) {
         self.plain = self.authenticated && self.multi.is_none() && self.reply_mode == ReplyMode::On;
     }
+}
+
+/// The keys that a command names.
+fn keys_of<'a>(spec: &'static Spec, args: &[&'a [u8]]) -> impl Iterator<Item = &'a [u8]> {
+    spec.keys(args.len()).map(|at| args[at])
+}
+
+/// What a command does with its keys.
+fn touch_of(spec: &Spec) -> Touch {
+    if spec.flags.contains(Flags::WRITE) { Touch::Write } else { Touch::Read }
 }
 
 /// Answers that may be outstanding before one has come, and the size up to which an answer is small. A client that asks

@@ -42,6 +42,8 @@ pub struct Cores {
     lanes: Vec<VecDeque<(KeyHash, u32, u32, Sent)>>,
     /// Requests that a lane takes.
     pub room: usize,
+    /// With a seed: a core serves what it was sent in any order, as one does whose data other nodes share.
+    pub overtaking: Option<u64>,
     /// What clients must say first.
     pub password: Option<&'static [u8]>,
     /// Commands of the data for which this holds answer with an error, and do nothing.
@@ -79,6 +81,7 @@ impl Cores {
             limits: limits(),
             lanes: (0..cores).map(|_| VecDeque::new()).collect(),
             room: 8,
+            overtaking: None,
             password: None,
             refuses: |_| false,
             whole: Ok(()),
@@ -116,9 +119,24 @@ impl Cores {
         }
     }
 
-    /// Serves the oldest request to a core; whether there was one.
+    /// The request that a core serves next: the oldest, or any but a SET behind one of the same key.
+    fn next(&mut self, core: usize) -> Option<(KeyHash, u32, u32, Sent)> {
+        let lane = &mut self.lanes[core];
+        let Some(state) = &mut self.overtaking else { return lane.pop_front() };
+        *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let mut at = (*state >> 33) as usize % lane.len().max(1);
+        if let Some((hash, _, _, Sent::Set(..))) = lane.get(at) {
+            at = lane
+                .iter()
+                .position(|(other, _, _, sent)| other == hash && matches!(sent, Sent::Set(..)))
+                .unwrap_or(at);
+        }
+        lane.remove(at)
+    }
+
+    /// Serves a request to a core; whether there was one.
     pub fn serve(&mut self, core: usize, session: &mut Session, out: &mut Vec<u8>) -> bool {
-        let Some((hash, slot, index, sent)) = self.lanes[core].pop_front() else { return false };
+        let Some((hash, slot, index, sent)) = self.next(core) else { return false };
         let mut bytes = Vec::new();
         let (mut status, mut aux) = (Status::Encoded, 0);
         match sent {
@@ -193,6 +211,12 @@ impl Backplane for Cores {
     fn owner(&self, hash: KeyHash) -> CoreId {
         let shard = self.keyspace.shard(hash).0;
         CoreId(self.stores.iter().position(|store| store.owned().contains(&shard)).unwrap() as u16)
+    }
+    fn runs(&self, core: CoreId) -> bool {
+        core == CoreId(0) && self.overtaking.is_none()
+    }
+    fn may_overtake(&self) -> bool {
+        self.overtaking.is_some()
     }
     fn limits(&self) -> &Limits {
         &self.limits

@@ -60,6 +60,19 @@ fn a_command_of_the_node_waits_for_those_before_and_holds_those_behind() {
 }
 
 #[test]
+fn a_pipeline_reads_as_if_its_commands_ran_one_after_the_other() {
+    let script = "SET k 1\nINCR k\nGET k\nSET k 9\nMGET k x\nDEL k\nGET k\nMSET k 3 x 4\nMULTI\nINCR k\nEXEC\nMGET k x\n\
+                  MULTI\nINCR x\nGET x\nSET y 1\nSET z 1\nSET w 1\nEXEC\nDBSIZE";
+    let expected = "+OK :2 $1 2 +OK *2 $1 9 $-1 :1 $-1 +OK +OK +QUEUED *1 :4 *2 $1 4 $1 4 \
+                    +OK +QUEUED +QUEUED +QUEUED +QUEUED +QUEUED *5 :5 $1 5 +OK +OK +OK :5 ";
+    for seed in 0..200 {
+        let mut cores = Cores::new(1 + seed as usize % 3);
+        cores.overtaking = Some(seed);
+        assert_eq!(talk(&mut cores, &encode(script), 1 + seed as usize % 5, seed), expected);
+    }
+}
+
+#[test]
 fn transactions() {
     for (script, expected) in [
         ("MULTI\nSET k 1\nINCR k\nPING\nEXEC", "+OK +QUEUED +QUEUED +QUEUED *3 +OK :2 +PONG "),
@@ -233,5 +246,20 @@ proptest! {
         let alone = talk(&mut Cores::new(1), &bytes, 1, 0);
         let shared = talk(&mut Cores::new(4), &bytes, pieces, seed);
         prop_assert_eq!(alone, shared);
+    }
+
+    /// Cores that serve what they are sent in any order: the client reads the same.
+    #[test]
+    fn no_command_is_overtaken_by_one_that_depends_on_it(
+        lines in prop::collection::vec(line(), 1..60),
+        pieces in 1usize..40,
+        seed in any::<u64>(),
+        cores in 1usize..4,
+    ) {
+        let bytes = encode(&lines.join("\n"));
+        let alone = talk(&mut Cores::new(1), &bytes, 1, 0);
+        let mut cores = Cores::new(cores);
+        cores.overtaking = Some(seed);
+        prop_assert_eq!(alone, talk(&mut cores, &bytes, pieces, seed));
     }
 }

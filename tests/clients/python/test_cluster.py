@@ -80,6 +80,18 @@ def test_a_pipeline_goes_to_several_nodes_and_answers_in_order(c):
     assert answers[::2] == [True] * 500
 
 
+@pytest.mark.parametrize("port", PORTS)
+def test_a_pipeline_sees_what_it_did_before(port):
+    # Of 40 keys a node orders some and not others, and holds all: each command must find what the ones before it left.
+    with connect(3, port) as client, client.pipeline(transaction=False) as pipe:
+        for n in range(40):
+            key = f"chain:{port}:{n}"
+            pipe.set(key, 1).incr(key).get(key).set(key, 100).incrby(key, 5).expire(key, 1000).ttl(key).append(key, "!")
+            pipe.get(key).delete(key).get(key).mset({key: 7}).mget(key, "absent").getset(key, 8).strlen(key)
+        expected = [True, 2, b"2", True, 105, True, 1000, 4, b"105!", 1, None, True, [b"7", None], b"7", 1]
+        assert pipe.execute() == expected * 40
+
+
 def test_a_transaction_of_one_slot(c):
     with c.pipeline(transaction=True) as pipe:
         # In a cluster, redis-py leaves the answers of a transaction as they came.
