@@ -23,7 +23,7 @@ use gridkv_net::mesh::CoreId;
 use hdrhistogram::Histogram;
 
 /// Prefixes of error replies that are counted by name.
-pub const ERROR_KINDS: [&str; 14] = [
+pub const ERROR_KINDS: [&str; 20] = [
     "ERR",
     "WRONGTYPE",
     "OOM",
@@ -37,6 +37,12 @@ pub const ERROR_KINDS: [&str; 14] = [
     "MISCONF",
     "BUSY",
     "LOADING",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "TIMEOUT",
+    "UNKNOWN",
+    "OVERLOADED",
+    "CLOCK",
     "other",
 ];
 
@@ -699,6 +705,28 @@ pub(crate) mod tests {
         let labels: Vec<_> = labels.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         let found = samples.iter().find(|sample| sample.name == name && sample.labels == labels);
         found.unwrap_or_else(|| panic!("no {name} {labels:?}")).value
+    }
+
+    #[test]
+    fn refusals_of_a_cluster_are_counted_by_name() {
+        use gridkv_cluster::outbox::Failure;
+        let refusals = [
+            Failure::NoQuorum { shard: 7, have: 1, need: 2 },
+            Failure::NoOrderer { shard: 7 },
+            Failure::TimedOut { shard: 7 },
+            Failure::Full,
+            Failure::Clock,
+            Failure::Busy,
+            Failure::NotAdmitted,
+        ];
+        let mut metrics = CoreMetrics::new();
+        for refusal in refusals {
+            metrics.record_error(refusal.to_string().as_bytes());
+        }
+        metrics.record_error(b"UNKNOWN part of the keys was written");
+        let counted: Vec<_> = metrics.errors().filter(|(_, count)| *count > 0).collect();
+        let expected = ["OOM", "LOADING", "CLUSTERDOWN", "TRYAGAIN", "TIMEOUT", "UNKNOWN", "OVERLOADED", "CLOCK"];
+        assert_eq!(counted, expected.map(|kind| (kind, 1)));
     }
 
     #[test]
