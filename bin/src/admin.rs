@@ -235,13 +235,28 @@ fn heads(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// What a node says of itself alone, and what is wrong with it.
+fn this_node(value: &Value) -> String {
+    let mut text =
+        format!("{}, its clock up to {} ms from another", plain(&value["me"]), plain(&value["clock_offset_ms"]));
+    let faults = [
+        ("isolated", "sees no majority of the voters"),
+        ("quarantined", "writes nothing: its clock is wrong"),
+        ("disk_failed", "does not vote: its directory cannot be written"),
+    ];
+    for (_, fault) in faults.iter().filter(|(key, _)| value[*key] == Value::Bool(true)) {
+        text += &format!("; {fault}");
+    }
+    text
+}
+
 fn status(value: &Value) -> String {
     let at = |path: &str| plain(value.pointer(path).unwrap_or(&Value::Null));
     let rows = [
         ("state", at("/state")),
         ("cluster", at("/cluster")),
         ("epoch", at("/epoch")),
-        ("this node", at("/me")),
+        ("this node", this_node(value)),
         ("leader", at("/leader")),
         ("voters", at("/voters")),
         (
@@ -252,10 +267,11 @@ fn status(value: &Value) -> String {
         (
             "shards",
             format!(
-                "{}, {} degraded, {} blocked, {} filling, {} moving",
+                "{}, {} degraded, {} blocked, {} at risk, {} filling, {} moving",
                 at("/shards/total"),
                 at("/shards/degraded"),
                 at("/shards/blocked"),
+                at("/shards/at_risk"),
                 at("/shards/filling"),
                 at("/shards/moving")
             ),
@@ -264,11 +280,12 @@ fn status(value: &Value) -> String {
         (
             "operations here",
             format!(
-                "{}, {} failed, {} unknown, {} under way",
+                "{}, {} failed, {} unknown, {} under way; {} refused for another map",
                 at("/here/operations"),
                 at("/here/failed"),
                 at("/here/unknown"),
-                at("/here/under_way")
+                at("/here/under_way"),
+                at("/here/refused_epoch")
             ),
         ),
         (
@@ -439,5 +456,11 @@ mod tests {
         assert!(text.lines().nth(1).unwrap().ends_with("no writes") && text.contains("1,2,3"), "{text}");
         let text = status(&json!({"state": "ok", "members": {"present": 3, "alive": 2, "draining": 0}}));
         assert!(text.contains("state            ok\n") && text.contains("3, 2 alive, 0 draining\n"), "{text}");
+        let mut sick = json!({"me": 2, "clock_offset_ms": 900, "isolated": false, "shards": {"at_risk": 7}});
+        assert!(status(&sick).contains("2, its clock up to 900 ms from another\n"), "{}", status(&sick));
+        (sick["quarantined"], sick["disk_failed"]) = (true.into(), true.into());
+        let text = status(&sick);
+        assert!(text.contains("another; writes nothing: its clock is wrong; does not vote: its directory"), "{text}");
+        assert!(text.contains(" 7 at risk,"), "{text}");
     }
 }

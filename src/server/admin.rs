@@ -18,6 +18,7 @@
 //! Orders are thought out on this node's view and proposed to the register of the map, which takes them or not; a step of a
 //! shard names the epoch it was thought out for.
 
+use gridkv_cluster::control::watch::at_risk;
 use gridkv_cluster::ids::{NodeId, NodeNo};
 use gridkv_cluster::map::{Change, Map, Member, Placement, Stage, Standing, Step, Transition};
 use gridkv_cluster::repair::SweepStats;
@@ -259,7 +260,9 @@ fn status(view: &ClusterView) -> Value {
         "me": number(view.me),
         "leader": view.leader.map(|leader| leader.0),
         "isolated": view.isolated,
+        "quarantined": view.quarantined,
         "clock_offset_ms": view.clock_offset_ms,
+        "disk_failed": view.disk_failed,
         "replicas": map.quorums.n,
         "write_quorum": map.quorums.w,
         "read_quorum": map.quorums.r,
@@ -274,6 +277,7 @@ fn status(view: &ClusterView) -> Value {
             "total": shards.total,
             "degraded": shards.degraded,
             "blocked": shards.blocked,
+            "at_risk": at_risk(map, &view.alive),
             "filling": shards.filling,
             "moving": shards.moving,
             "losses": shards.losses,
@@ -443,9 +447,12 @@ mod tests {
         assert_eq!(state(&ClusterView { isolated: true, ..view.clone() }), "isolated");
         assert_eq!(state(&ClusterView { quarantined: true, ..view.clone() }), "wrong clock");
         assert_eq!(state(&ClusterView { me: NodeNo(0), ..view.clone() }), "joining");
+        assert_eq!(super::status(&alive(&view, &[2]))["shards"]["at_risk"], 32);
+        let marked = super::status(&ClusterView { quarantined: true, disk_failed: true, ..view.clone() });
+        assert_eq!((&marked["quarantined"], &marked["disk_failed"]), (&json!(true), &json!(true)));
         let status = status(&alive(&view, &[1, 2]));
         assert_eq!(status["members"], json!({"present": 3, "alive": 2, "draining": 0}));
-        assert_eq!(status["shards"]["degraded"], 32);
+        assert_eq!((&status["shards"]["degraded"], &status["shards"]["at_risk"]), (&json!(32), &json!(0)));
         assert_eq!(
             (&status["me"], &status["leader"], &status["cluster"]),
             (&json!(2), &json!(1), &json!("0000abcd00000001"))
