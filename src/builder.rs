@@ -124,6 +124,12 @@ impl Builder {
         self
     }
 
+    /// The address that clients of Redis Cluster are told, where it is not the one that is listened on.
+    pub fn advertise_client(mut self, addr: SocketAddr) -> Builder {
+        self.cluster().advertise_client = Some(addr);
+        self
+    }
+
     /// Where the node stands, at most 64 bytes; copies of a shard are spread over zones.
     pub fn zone(mut self, zone: impl Into<String>) -> Builder {
         self.cluster().zone = zone.into();

@@ -66,6 +66,9 @@ pub struct ClusterConfig {
     pub peer_listen: SocketAddr,
     /// The address that other nodes are told, where it is not the one that is listened on (behind NAT, or on 0.0.0.0).
     pub advertise: Option<SocketAddr>,
+    /// The address that clients of Redis Cluster are told, where it is not the one that is listened on (behind NAT, or a port of a
+    /// container that has another number outside).
+    pub advertise_client: Option<SocketAddr>,
     /// Peer addresses of nodes of the cluster to join, `host:port`; names are looked up until the node is a member. Without any
     /// the node founds a cluster, unless its directory remembers one.
     pub seeds: Vec<String>,
@@ -93,6 +96,7 @@ impl Default for ClusterConfig {
         ClusterConfig {
             peer_listen: SocketAddr::from(([127, 0, 0, 1], 7380)),
             advertise: None,
+            advertise_client: None,
             seeds: Vec::new(),
             zone: String::new(),
             weight: 100,
@@ -259,6 +263,10 @@ impl ClusterConfig {
                 return Err(ConfigError::new("seed", format!("{seed:?} is no host and port"))
                     .with_hint("write a peer address such as `node1.example:7380` or `[::1]:7380`"));
             }
+        }
+        if let Some(addr) = self.advertise_client.filter(|addr| addr.ip().is_unspecified() || addr.port() == 0) {
+            return Err(ConfigError::new("advertise_client", format!("nobody can connect to {addr}"))
+                .with_hint("name the address and the port at which clients reach this node"));
         }
         match self.advertise {
             Some(addr) if addr.ip().is_unspecified() || addr.port() == 0 => {

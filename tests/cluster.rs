@@ -87,6 +87,18 @@ fn assert_holds(node: &Node, value: &str) {
 }
 
 #[test]
+fn clients_are_told_the_address_that_is_advertised() {
+    let place = Place::new();
+    let node = Node::start(&["--peer-listen", &place.peer, "--advertise-client", "192.0.2.7:7000"]);
+    let slots = until("the node knows its slots", || {
+        let slots = node.connect().call(&["CLUSTER", "SLOTS"]);
+        (!slots.elements().is_empty()).then_some(slots)
+    });
+    let address = slots.elements()[0].elements()[2].elements();
+    assert_eq!((address[0].bytes(), address[1].integer()), (&b"192.0.2.7"[..], 7000));
+}
+
+#[test]
 fn what_was_acknowledged_outlives_each_node_in_turn() {
     let (places, mut nodes) = three();
     for victim in 0..3 {

@@ -245,6 +245,14 @@ const SETTINGS: &[Setting] = &[
         show: |s| s.cluster.advertise.map(string),
     },
     Setting {
+        key: "advertise_client",
+        value: "ADDR",
+        group: CLUSTER,
+        help: "The address that Redis Cluster clients are told, where it is not the one that is listened on",
+        set: |s, text| put(&mut s.cluster.advertise_client, address("advertise_client", text)),
+        show: |s| s.cluster.advertise_client.map(string),
+    },
+    Setting {
         key: "dir",
         value: "PATH",
         group: CLUSTER,
@@ -574,6 +582,7 @@ const _: fn(Config) = |config| {
     let Some(ClusterConfig {
         peer_listen: _,
         advertise: _,
+        advertise_client: _,
         seeds: _,
         zone: _,
         weight: _,
@@ -878,6 +887,7 @@ mod tests {
             ("peer_listen", "[::1]:3"),
             ("seed", "one.example:7380,[::1]:4"),
             ("advertise", "192.0.2.1:5"),
+            ("advertise_client", "192.0.2.1:6"),
             ("dir", "/var/lib/grid kv"),
             ("zone", "rack 7"),
             ("weight", "250"),
@@ -972,6 +982,7 @@ mod tests {
             ("seed", "one.example"),
             ("seed", "one.example:0"),
             ("advertise", "0.0.0.0:7380"),
+            ("advertise_client", "[::]:7379"),
             ("weight", "0"),
             ("replicas", "8"),
             ("write_quorum", "4"),

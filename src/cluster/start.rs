@@ -69,7 +69,7 @@ pub(crate) fn prepare(
         Start::Join(seeds.addresses())
     };
     // Clients of other nodes are told this address; behind an advertised address it is on that host.
-    let client = client.unwrap_or_else(|| SocketAddr::new(advertised.ip(), 0));
+    let client = cluster.advertise_client.or(client).unwrap_or_else(|| SocketAddr::new(advertised.ip(), 0));
     let client = if client.ip().is_unspecified() { SocketAddr::new(advertised.ip(), client.port()) } else { client };
     let about = Candidate {
         id: opened.id,
