@@ -225,6 +225,12 @@ fn a_node_that_leaves_is_noticed_and_quorums_go_on_without_it() {
         nodes[1].set("kept", "still").await.unwrap();
         let refused = nodes[0].get_with("kept", Level::All).await.unwrap_err();
         assert!(refused.to_string().starts_with("CLUSTERDOWN"), "{refused}");
+        let mut client = client(&nodes[0]);
+        says(&mut client, &[("STRLEN kept", ":5"), ("CLIENT CONSISTENCY all", "+OK"), ("MULTI", "+OK")]);
+        says(&mut client, &[("GET kept", "+QUEUED"), ("EXEC", "-CLUSTERDOWN")]);
+        for command in ["GET", "MGET", "EXISTS", "STRLEN", "TTL"] {
+            says(&mut client, &[(&format!("{command} kept"), "-CLUSTERDOWN")]);
+        }
         // Application code on a core has its levels too.
         let all = |handle: CoreHandle| async move {
             handle.set_with("kept", "by all", SetOptions::new().level(Level::All)).await

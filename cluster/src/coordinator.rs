@@ -412,6 +412,9 @@ impl Coordinator {
     /// Stores here if a copy is here, and sends to every other replica that has not answered.
     fn send_write(&mut self, cx: &mut Context<'_>, number: u64, first: bool) {
         let Some(op) = self.place(number) else { return };
+        if let Some(failure) = cut_off(cx, op).filter(|_| first) {
+            return self.end(cx, number, Outcome::Failed(failure));
+        }
         let placement = cx.view.placement_of(op.hash);
         let Phase::Write { held, .. } = &mut op.phase else { return };
         if !first && cx.planted.has(Bug::AgainWithNewVersion) {
@@ -524,8 +527,15 @@ impl Coordinator {
         }
     }
 
-    /// Reads keys at quorum, for a command that runs next.
-    pub(crate) fn prepare(&mut self, cx: &mut Context<'_>, token: u64, keys: &[(KeyHash, &[u8])], payload: usize) {
+    /// Reads keys, for a command that runs next.
+    pub(crate) fn prepare(
+        &mut self,
+        cx: &mut Context<'_>,
+        token: u64,
+        keys: &[(KeyHash, &[u8])],
+        payload: usize,
+        level: Level,
+    ) {
         let bytes = keys.iter().map(|(_, key)| key.len()).sum::<usize>();
         if !self.admit(cx, token, bytes + payload) {
             return;
@@ -540,7 +550,7 @@ impl Coordinator {
         };
         let found = keys.iter().map(nothing).collect();
         self.insert_joined(token, Joined::of(keys.len(), Some(found), payload));
-        let (level, deadline) = (Level::Quorum, cx.now.mono + self.limits.timeout_ms);
+        let deadline = cx.now.mono + self.limits.timeout_ms;
         for (number, (hash, key)) in keys.iter().enumerate() {
             let then = Then::Join(number as u32);
             self.begin_read(cx, *hash, (*key).into(), Reading { token, level, deadline, then });
@@ -627,9 +637,7 @@ impl Coordinator {
     /// Looks here if a readable copy is here, and asks as many others as are needed; all others when `more`.
     fn send_read(&mut self, cx: &mut Context<'_>, number: u64, more: bool) {
         let Some(op) = self.place(number) else { return };
-        if cx.view.isolated && op.tally.need() == 1 && !is_only_copy(cx, op.hash) {
-            // The others may have replaced this copy, and whichever else can be reached from here, and gone on.
-            let failure = Failure::NoQuorum { shard: cx.view.shard(op.hash).0, have: 0, need: 1 };
+        if let Some(failure) = cut_off(cx, op) {
             return self.end(cx, number, Outcome::Failed(failure));
         }
         let Phase::Collect { versions, best, .. } = &mut op.phase else { return };
@@ -1126,6 +1134,13 @@ impl Coordinator {
 fn is_only_copy(cx: &Context<'_>, hash: KeyHash) -> bool {
     let placement = cx.view.placement_of(hash);
     cx.view.map.quorums.n == 1 && placement.written().eq([cx.view.me])
+}
+
+/// Why an operation that one answer is enough for is not begun at a node that has to think that it is cut off: the others may
+/// have replaced its copy, and whichever else can be reached from here, and gone on. What is written here is gone then.
+fn cut_off(cx: &Context<'_>, op: &Op) -> Option<Failure> {
+    let alone = cx.view.isolated && op.tally.need() == 1 && !is_only_copy(cx, op.hash);
+    alone.then(|| Failure::NoQuorum { shard: cx.view.shard(op.hash).0, have: 0, need: 1 })
 }
 
 /// What a write of a shard needs.

@@ -45,7 +45,7 @@ pub struct View {
     pub alive: BTreeSet<NodeNo>,
     /// The shards of this core.
     pub owned: Range<u16>,
-    /// This node has to think that it is cut off: it answers no read alone.
+    /// This node has to think that it is cut off: it answers no read alone, and begins no write that one copy is enough for.
     pub isolated: bool,
     /// This node's clock is wrong: it makes no versions.
     pub quarantined: bool,
@@ -125,8 +125,8 @@ pub enum Operation<'a> {
         /// On how many replicas.
         level: Level,
     },
-    /// Keys are read at quorum, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the
-    /// driver runs the command at once, on [`Shards::freshest`] of what was found, and begins a [`Operation::Commit`] with
+    /// Keys are read, for a command that the driver runs on what is found. Ends as [`Outcome::Ready`]; then the driver runs
+    /// the command at once, on [`Shards::freshest`] of what was found, and begins a [`Operation::Commit`] with
     /// what it changed.
     ///
     /// A command whose outcome depends on what it finds runs at the [`Shards::orderer`] of its shard, else two of them may
@@ -136,6 +136,8 @@ pub enum Operation<'a> {
         keys: &'a [(KeyHash, &'a [u8])],
         /// Bytes of the command, which the driver holds meanwhile.
         payload: usize,
+        /// From how many replicas: never from fewer than a quorum if the command's outcome depends on what is found.
+        level: Level,
     },
     /// What a command changed is written. Ends as [`Outcome::Committed`].
     Commit {
@@ -292,7 +294,7 @@ impl Shards {
             }
             Operation::Read { key: (hash, key), level } => self.coordinator.read(cx, token, hash, key, level),
             Operation::Delete { key: (hash, key), level } => self.coordinator.delete(cx, token, hash, key, level),
-            Operation::Prepare { keys, payload } => self.coordinator.prepare(cx, token, keys, payload),
+            Operation::Prepare { keys, payload, level } => self.coordinator.prepare(cx, token, keys, payload, level),
             Operation::Commit { changes, level, ordered } => {
                 self.coordinator.commit(cx, token, changes, level, ordered)
             }
@@ -398,7 +400,8 @@ impl Shards {
         self.purge.on_change(cx);
     }
 
-    /// Whether this node has to think that it is cut off. Then it answers no read alone: others may have gone on without it.
+    /// Whether this node has to think that it is cut off. Then it answers no read alone and begins no write that one copy is
+    /// enough for: others may have gone on without it.
     pub fn set_isolated(&mut self, isolated: bool) {
         self.view.isolated = isolated;
     }

@@ -6,7 +6,7 @@
 //!        │ frame
 //!        ▼
 //!   GET SET DEL ───────────▶ one operation ─────────────────────────────────────────▶ reply
-//!   other commands ────────▶ read their keys at quorum ─▶ run on the scratch store ─▶ write what changed ─▶ reply
+//!   other commands ────────▶ read their keys ──────────▶ run on the scratch store ─▶ write what changed ─▶ reply
 //!        └ whose outcome depends on what they find: at the orderer of the shard only, forwarded there
 //! ```
 //!
@@ -53,11 +53,12 @@ pub(crate) enum Origin {
 /// How a command is run on replicated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// It changes nothing: it runs anywhere.
+    /// It tells what is there: it runs anywhere, on what as many replicas have as the client wants.
     Read,
     /// What it writes does not depend on what is there: it runs anywhere, without reading.
     Blind,
-    /// It deletes what is there; twice is as good as once: it runs anywhere.
+    /// It deletes what is there, or tells it if nothing watched has changed; twice is as good as once: it runs anywhere, on
+    /// what a quorum has.
     Loose,
     /// Its outcome depends on what it finds.
     Ordered,
@@ -364,7 +365,13 @@ impl Requests {
                         self.requests.get(token).expect("begun above").payload = payload;
                         return self.execute(lent, token, nothing);
                     }
-                    _ => lent.start(number, Operation::Prepare { keys: &keys, payload: payload.len() }),
+                    _ => {
+                        let mut level = level_of(&head);
+                        if class != Class::Read {
+                            level = level.at_least(quorums(lent, &head).1);
+                        }
+                        lent.start(number, Operation::Prepare { keys: &keys, payload: payload.len(), level });
+                    }
                 }
             }
         }
@@ -440,9 +447,7 @@ impl Requests {
         let mut level = level_of(&head);
         if ordered {
             // It is of no use on fewer replicas than the next one reads.
-            let view = lent.shards.view();
-            let copies = view.placement_of(KeyHash(head.hash)).replicas.len();
-            level = level.at_least(view.map.quorums.of(copies).0);
+            level = level.at_least(quorums(lent, &head).0);
         }
         lent.start(u64::from(token), Operation::Commit { changes, level, ordered });
     }
@@ -619,6 +624,12 @@ fn level_of(head: &Head) -> Level {
     }
 }
 
+/// How many replicas of a request's shard are a quorum, for a write and for a read.
+fn quorums(lent: &Lent<'_>, head: &Head) -> (usize, usize) {
+    let view = lent.shards.view();
+    view.map.quorums.of(view.placement_of(KeyHash(head.hash)).replicas.len())
+}
+
 /// How a command is run, and on which keys.
 fn plan<'f>(frame: &Frame<'f>) -> Result<(Class, Vec<&'f [u8]>), String> {
     let mut args = Vec::new();
@@ -650,6 +661,7 @@ fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class
             true
         })
         .map_err(|error| format!("ERR {error}"))?;
+    let watches = !keys.is_empty();
     let steps = packed.steps().map_err(|error| format!("ERR {error}"))?;
     for _ in 0..steps {
         if let Step::Command(spec) = packed.step(args).map_err(|error| format!("ERR {error}"))? {
@@ -661,7 +673,12 @@ fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class
             return Err(format!("ERR a transaction in a cluster may name {MAX_KEYS} keys"));
         }
     }
-    Ok((if only_reads { Class::Read } else { Class::Ordered }, keys.into_iter().collect()))
+    let class = match () {
+        _ if !only_reads => Class::Ordered,
+        _ if watches => Class::Loose,
+        _ => Class::Read,
+    };
+    Ok((class, keys.into_iter().collect()))
 }
 
 fn class(spec: &Spec, args: &[&[u8]]) -> Class {

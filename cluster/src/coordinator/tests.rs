@@ -59,9 +59,11 @@ impl Node {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) {
-        let hash = self.locate(key);
-        let place = (hash, key);
-        let write = Operation::Write { key: place, value: Some(value), expires_at: 0, level: Level::Quorum };
+        self.set_at(key, value, Level::Quorum);
+    }
+
+    fn set_at(&mut self, key: &[u8], value: &[u8], level: Level) {
+        let write = Operation::Write { key: (self.locate(key), key), value: Some(value), expires_at: 0, level };
         self.shards.begin(self.now, &mut self.store, TOKEN, write, &mut self.out);
     }
 
@@ -281,6 +283,45 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
 
 /// The rest of the cluster may have given up this node and filled another from what is acknowledged since.
 #[test]
+fn a_node_that_is_cut_off_begins_no_write_that_one_copy_is_enough_for() {
+    for (w, level) in [(2, Level::One), (2, Level::Exactly(1)), (1, Level::Quorum)] {
+        let mut map = three();
+        (map.quorums.w, map.quorums.r) = (w, 4 - w);
+        let mut node = Node::with(map);
+        node.alive(&[1, 2]);
+        node.shards.set_isolated(true);
+        node.set_at(b"k", b"v", level);
+        assert!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), "{level:?}");
+        let hash = node.locate(b"k");
+        for ordered in [false, true] {
+            let orderer = (0..).map(|n: u32| n.to_string().into_bytes()).find(|key| {
+                let placement = node.shards.view().placement_of(node.store.locate(key));
+                placement.orderer() == Some(NodeNo(1))
+            });
+            let key = orderer.unwrap();
+            let changes = vec![Changed {
+                hash: node.locate(&key),
+                key: key.clone().into(),
+                value: Some(b"v".to_vec()),
+                expires_at: 0,
+                version: None,
+            }];
+            let commit = Operation::Commit { changes, level, ordered };
+            node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
+            assert!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), "{level:?} {ordered}");
+        }
+        assert!(node.writes().is_empty() && node.store.is_empty() && node.hints() == 0);
+        // Two that have it are more than this node alone.
+        node.set_at(b"k", b"v", Level::Exactly(2));
+        let (to, ask) = node.writes()[0];
+        node.hear(to, &Message::Wrote(ask));
+        assert!(matches!(node.outcome(), Some(Outcome::Written { .. })));
+        assert!(node.store.raw(hash, b"k").is_some());
+    }
+}
+
+/// The rest of the cluster may have given up this node and filled another from what is acknowledged since.
+#[test]
 fn a_node_that_is_cut_off_answers_no_read_that_one_copy_is_enough_for() {
     let mut map = three();
     (map.quorums.w, map.quorums.r) = (3, 1);
@@ -294,7 +335,7 @@ fn a_node_that_is_cut_off_answers_no_read_that_one_copy_is_enough_for() {
             assert_eq!(matches!(outcome, Outcome::Failed(Failure::NoQuorum { .. })), refused, "{level:?}");
         }
         let keys = [(node.locate(b"k"), b"k".as_slice())];
-        let prepare = Operation::Prepare { keys: &keys, payload: 0 };
+        let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum };
         node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
         assert_eq!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), refused);
     }
@@ -310,8 +351,11 @@ fn a_node_that_is_cut_off_answers_no_read_that_one_copy_is_enough_for() {
         let hash = node.store.locate(key);
         node.shards.view().placement_of(hash).names(NodeNo(1))
     });
-    node.read(&own.unwrap(), Level::Quorum);
+    let own = own.unwrap();
+    node.read(&own, Level::Quorum);
     assert_eq!(node.outcome(), Some(Outcome::Found(None)), "nobody else ever had it");
+    node.set(&own, b"v");
+    assert!(matches!(node.outcome(), Some(Outcome::Written { .. })));
 }
 
 #[test]
@@ -387,7 +431,7 @@ fn values_that_reads_hold_and_commands_that_wait_are_counted() {
     };
     let keys = [(node.locate(b"k"), b"k".as_slice())];
     let prepare = |node: &mut Node, payload| {
-        let prepare = Operation::Prepare { keys: &keys, payload };
+        let prepare = Operation::Prepare { keys: &keys, payload, level: Level::Quorum };
         node.shards.begin(node.now, &mut node.store, TOKEN + 1, prepare, &mut node.out);
     };
     let busy = Some(Outcome::Failed(Failure::Busy));
@@ -426,7 +470,7 @@ fn a_read_that_wrote_back_reads_again_when_its_shard_has_changed() {
     let entry = Entry { key: b"k", value: b"v", version, expires_at: 0, tombstone: false };
     node.store.merge(entry, node.now.wall).unwrap();
     let keys = [(node.locate(b"k"), b"k".as_slice())];
-    let prepare = Operation::Prepare { keys: &keys, payload: 0 };
+    let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum };
     node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
     let (to, ask) = node.reads()[0];
     node.hear(to, &Message::Found(ask, None, false));

@@ -666,7 +666,8 @@ impl World {
         let token = state.token(Pending::Prepare(asker));
         let Core { shards, store, out, .. } = &mut state.cores[core];
         let hash = store.locate(&name);
-        shards.begin(now, store, token, Operation::Prepare { keys: &[(hash, &name)], payload: 0 }, out);
+        let prepare = Operation::Prepare { keys: &[(hash, &name)], payload: 0, level: Level::Quorum };
+        shards.begin(now, store, token, prepare, out);
     }
 
     /// Runs a command on what was found for it, and has its change stored.
