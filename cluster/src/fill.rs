@@ -15,7 +15,9 @@
 //! here; and what is left of an earlier membership when a new one begins, because it may have been deleted meanwhile and the
 //! tombstone purged. Within a membership data stays from epoch to epoch.
 //!
-//! With it comes the floor of its sources: what they refuse is refused here too.
+//! With it comes the floor of its sources: what they refuse is refused here too. Their floors may differ. A source with a higher one
+//! than those before it makes this replica shed what is not above; then the others are asked once more, for one that
+//! serves may hold a write there that the first does not.
 //!
 //! Bounds: shards at once, bytes per second, one question each. The rate gives way to clients' operations: it falls while
 //! answers are slow (`sync::bucket`). When too few sources can be reached it waits; when memory is
@@ -202,6 +204,10 @@ impl Fill {
         let Some(progress) = act(session, cx, &mut shared) else { return };
         let source = session.peer;
         filling.stream = session.stream;
+        if std::mem::take(&mut session.shed) {
+            // Ends, for it happens only when this copy's floor rises to a source's.
+            filling.done.clear();
+        }
         match progress {
             Progress::Going => return,
             Progress::Failed | Progress::Differs => {

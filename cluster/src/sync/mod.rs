@@ -155,6 +155,8 @@ pub(crate) struct Session {
     pushed_at: Millis,
     /// Entries that differed.
     pub(crate) differences: u64,
+    /// What other sources had brought was given up: they have to be asked again.
+    pub(crate) shed: bool,
 }
 
 impl Session {
@@ -180,6 +182,7 @@ impl Session {
             pushes: BTreeSet::new(),
             pushed_at: 0,
             differences: 0,
+            shed: false,
         }
     }
 
@@ -356,12 +359,16 @@ impl Session {
         if self.kind == Kind::Fill {
             // What is here and not above the floor of the source was taken without knowing it: from a time when this node
             // was out of the set, or as a late write. It may have been deleted, and the tombstone purged. What is above
-            // stays: it may have been written in this very epoch, and this copy's answer have counted.
-            let missed = floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
+            // stays: it may have been written in this very epoch, and this copy's answer have counted. What an earlier source
+            // of this epoch has brought goes with it, though it serves and holds it: it is asked for it again.
+            let held = cx.store.digest(shard).count;
+            let missed = floor > cx.store.tombstone_floor(shard) && held > 0;
             if cx.planted.has(Bug::SyncClears) {
                 let _ = cx.store.drop_shard(shard, 0);
-            } else if missed && cx.store.shed_below(shard, floor).is_err() {
-                return Err(Progress::Failed);
+            } else if missed {
+                let shed = cx.store.shed_below(shard, floor);
+                self.shed = cx.store.digest(shard).count < held;
+                shed.map_err(|_| Progress::Failed)?;
             }
             if missed || cx.planted.has(Bug::SyncClears) {
                 self.stream = Some(cx.view.keyspace().first_hash(shard));
@@ -417,6 +424,11 @@ impl Session {
                 shared.stats.failed += 1;
                 return Err(Progress::Failed);
             }
+            let expires_at = match cx.planted.has(Bug::FillNeverExpires) && self.kind == Kind::Fill {
+                true => 0,
+                false => entry.expires_at,
+            };
+            let entry = Entry { expires_at, ..entry };
             let exempt = match self.kind {
                 Kind::Fill | Kind::Round(_) => true,
                 Kind::Repair => false,

@@ -450,6 +450,25 @@ fn what_came_below_the_floor_before_it_was_known_is_shed() {
     assert_eq!((world.raw(4, "late"), world.nodes[&NodeNo(4)].store.len()), (None, 200));
 }
 
+/// A purge round broke off when one replica had raised its floor and the other had not, above writes that only the other has: the
+/// third, which acknowledged them too, was the orderer and is gone.
+#[test]
+fn what_one_source_sheds_the_other_brings_again() {
+    let mut world = World::new(29);
+    (0..200).for_each(|n| world.put(&[1, 2], &format!("k{n}"), Some(b"acknowledged"), world.version(90_000, n)));
+    (0..200).for_each(|n| world.put(&[3], &format!("x{n}"), Some(b"v"), world.version(50_000, n)));
+    let floor = world.version(60_000, 0);
+    world.raise_floors(&[3], floor);
+    world.restart_second();
+    world.run(500);
+    assert!(world.all_filled(4));
+    for n in 0..200 {
+        assert!(world.holds(4, &format!("k{n}")).is_some() && world.holds(4, &format!("x{n}")).is_some(), "{n}");
+    }
+    world.put(&[4], "late", Some(b"v"), world.version(70_000, 0));
+    assert_eq!(world.raw(4, "late"), None, "it has the higher floor all the same");
+}
+
 #[test]
 fn a_shard_that_is_held_elsewhere_is_freed() {
     let mut world = World::new(13);
