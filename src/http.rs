@@ -38,6 +38,8 @@ pub enum Page {
     BadRequest,
     /// A head beyond the bounds: 431.
     TooLarge,
+    /// Nothing was asked yet: too many connections are open. 503.
+    Busy,
 }
 
 /// A request that was understood, or that is answered with an error page.
@@ -120,6 +122,12 @@ fn refuse(page: Page, consumed: usize) -> Parsed {
     Parsed::Request(Request { page, consumed, keep_alive: false, head_only: false })
 }
 
+/// Appends what a connection beyond the limit reads before it is closed.
+pub fn refuse_connection(out: &mut Vec<u8>) {
+    let request = Request { page: Page::Busy, consumed: 0, keep_alive: false, head_only: false };
+    respond(&request, Content { metrics: "", ready: true }, out);
+}
+
 /// Appends the reply to `request`.
 pub fn respond(request: &Request, content: Content<'_>, out: &mut Vec<u8>) {
     const TEXT: &str = "text/plain; charset=utf-8";
@@ -136,6 +144,7 @@ pub fn respond(request: &Request, content: Content<'_>, out: &mut Vec<u8>) {
         Page::NotFound => ("404 Not Found", TEXT, "no such page; there are /metrics, /healthz and /readyz\n"),
         Page::MethodNotAllowed => ("405 Method Not Allowed", TEXT, "only GET and HEAD are answered\n"),
         Page::BadRequest => ("400 Bad Request", TEXT, "this is not an HTTP request without a body\n"),
+        Page::Busy => ("503 Service Unavailable", TEXT, "too many connections are open\n"),
         Page::TooLarge => ("431 Request Header Fields Too Large", TEXT, "the head of the request is too large\n"),
     };
     let allow = if request.page == Page::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
@@ -248,6 +257,10 @@ mod tests {
         assert!(reply("PUT / HTTP/1.1\r\n\r\n").contains("\r\nAllow: GET, HEAD\r\n"));
         assert!(reply("GET /x HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
         assert!(reply("bad\r\n\r\n").starts_with("HTTP/1.1 400 "));
+        let mut refused = Vec::new();
+        refuse_connection(&mut refused);
+        let refused = String::from_utf8(refused).unwrap();
+        assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("\r\nConnection: close\r\n"), "{refused}");
     }
 
     #[test]

@@ -24,8 +24,10 @@ use crate::{Config, Error, GridKv, cluster, cores, platform};
 /// Facts about clients that all cores share: touched when a connection comes or goes, never by a request.
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
-    /// Connections open on all cores, held against the limit.
+    /// Connections of clients open on all cores, held against the limit.
     pub(crate) open: AtomicU64,
+    /// Connections of HTTP, which have a limit of their own.
+    pub(crate) pages: AtomicU64,
     /// The number of the next client, as `CLIENT ID` shows it.
     pub(crate) next_id: AtomicU64,
 }

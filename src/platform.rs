@@ -17,6 +17,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Error;
 use crate::config::{Config, format_ranges, parse_ranges};
+use crate::cores::connections::MOST_PAGES;
 use crate::error::StartError;
 
 #[cfg(doc)]
@@ -66,14 +67,17 @@ pub(crate) fn prepare(config: &mut Config) -> Result<Vec<usize>, Error> {
     let serves = config.listen.is_some() || config.http.is_some();
     let wanted = if serves { u64::from(config.limits.max_connections) } else { 0 };
     let own = FILES_OF_PROCESS + FILES_PER_CORE * cpus.len() as u64;
-    let files = raise(Resource::Nofile, own + wanted);
-    let connections = connections_within(files, own, cpus.len(), wanted)?;
+    let pages = if config.http.is_some() { u64::from(MOST_PAGES) } else { 0 };
+    let files = raise(Resource::Nofile, own + pages + wanted);
+    // HTTP has places of its own, unless the limit leaves next to nothing.
+    let of_clients = files.saturating_sub(pages).max(files.min(own + 1));
+    let connections = connections_within(of_clients, own, cpus.len(), wanted)?;
     if connections < wanted {
         tracing::warn!(
             max_connections = wanted,
             open_files = files,
             "the limit on open files allows {connections} connections only; raise it (`ulimit -n {}`) for all of them",
-            own + wanted
+            own + pages + wanted
         );
         config.limits.max_connections = connections as u32;
     }

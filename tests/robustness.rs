@@ -454,12 +454,36 @@ fn connections_beyond_the_limit_are_told_so() {
     });
     assert_eq!(refusal, Some(Reply::Error("ERR max number of clients reached".into())));
     assert!(kept.len() >= 8, "only {} were served", kept.len());
+    assert_eq!(node.http_get("/healthz").map(|(status, _)| status), Some(200), "a probe finds a healthy node");
     drop(kept);
     until("there is room again", || {
         let mut client = node.connect();
         client.send_raw(&encode(&["PING"]));
         (client.try_receive() == Some(Reply::Simple("PONG".into()))).then_some(())
     });
+}
+
+/// Idle connections of HTTP have a limit of their own, are told so in HTTP, and take no client's place.
+#[test]
+fn connections_of_http_are_no_clients() {
+    let node = Node::start(&["--cores", "1", "--max-connections", "10"]);
+    let mut idle = Vec::new();
+    let refusal = until("a connection of HTTP is refused", || {
+        let mut stream = TcpStream::connect(node.http).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        // Nothing is asked: who is refused is told at once. The first ones are not, and nothing is read of them.
+        let mut text = String::new();
+        let refused = idle.len() >= 64 && stream.read_to_string(&mut text).is_ok();
+        idle.push(stream);
+        refused.then_some(text)
+    });
+    assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
+    let mut clients: Vec<Client> = (0..10).map(|_| node.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call(&["PING"]), Reply::Simple("PONG".into()));
+    }
+    drop(idle);
+    until("pages are served again", || (node.http_get("/healthz")?.0 == 200).then_some(()));
 }
 
 /// Beyond `maxmemory` writes are refused with Redis's text, reads and deletes go on, and room that is made is used.

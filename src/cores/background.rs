@@ -56,10 +56,10 @@ pub(crate) fn start(core: &CoreRc) {
 
 fn close_idle_clients(core: &CoreRc) {
     let timeout = core.state.borrow().settings.timeout;
-    if timeout > 0
-        && let Some(connections) = &mut *core.connections.borrow_mut()
+    let patience = (timeout > 0).then(|| timeout.saturating_mul(1000));
+    if let Some(connections) = &mut *core.connections.borrow_mut()
+        && connections.kill_idle(unix_ms(), patience)
     {
-        connections.kill_idle(unix_ms().saturating_sub(timeout.saturating_mul(1000)));
         core.kick();
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! Replies of a turn leave together. A client that does not read stops being read from, so what it can make the node
 //! hold is bounded; where many do so at once the bound of each becomes small ([`OUTPUT_BUDGET`]). Connections over the
-//! limit are told so and closed.
+//! limit are told so and closed. Those of HTTP have a small limit of their own: clients who take all places must not make a
+//! probe of liveness fail, nor idle scrapers take the clients' places.
 //!
 //! A session that cannot go on is tried again when what it waits for has moved: output when some was sent, answers when
 //! one came, room in a lane every turn.
@@ -57,6 +58,9 @@ const PAGE_OUTPUT: usize = 64 << 10;
 /// Bytes of replies that a connection may have waiting when another answer comes. What was asked for before the bounds of
 /// the session took hold can be more than they allow; beyond this the client is cut off.
 const MOST_OUTPUT: usize = 256 << 20;
+/// Connections of HTTP that a node has, beside those of clients; one that is silent for so long is closed.
+pub(crate) const MOST_PAGES: u32 = 64;
+const PAGE_IDLE_MS: Millis = 300_000;
 /// What a client beyond the limit reads.
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
@@ -89,6 +93,8 @@ struct Conn {
     id: ConnId,
     kind: Kind,
     peer: Peer,
+    /// Counted with those of HTTP, and not with the clients.
+    page: bool,
     /// Replies that are not yet handed to the kernel.
     out: Vec<u8>,
     spare: Vec<u8>,
@@ -136,6 +142,8 @@ struct Table {
     /// The same with little output per connection.
     tight: Limits,
     clients: Arc<Clients>,
+    /// When connections of HTTP that are silent are looked for again.
+    look_at_pages: Millis,
     /// Commands begun in this turn, for the latency histogram.
     fed: u64,
     fed_since: Option<Instant>,
@@ -185,7 +193,9 @@ pub(super) fn answer_later(core: &CoreRc, conn: ConnId, slot: u32, work: impl Fu
 impl Connections {
     pub(super) fn open(seat: &Seat) -> Result<Connections, Error> {
         let limits = &seat.config.limits;
-        let ring = Ring::new(RingConfig { max_connections: limits.max_connections, ..RingConfig::default() })?;
+        // At the limit of clients the ring still has places for HTTP.
+        let ring =
+            Ring::new(RingConfig { max_connections: limits.max_connections + MOST_PAGES, ..RingConfig::default() })?;
         let table = Table {
             conns: Vec::new(),
             marked: Vec::new(),
@@ -197,6 +207,7 @@ impl Connections {
             limits: session_limits(limits),
             tight: tight(session_limits(limits)),
             clients: seat.clients.clone(),
+            look_at_pages: 0,
             fed: 0,
             fed_since: None,
         };
@@ -393,16 +404,30 @@ impl Connections {
         false
     }
 
-    /// Closes connections that were silent since `before`.
-    pub(crate) fn kill_idle(&mut self, before: Millis) {
-        for conn in self.table.conns.iter_mut().flatten().filter(|conn| conn.peer.last_active < before) {
+    /// Closes clients that were silent for `patience`, if there is one, and connections of HTTP that were for long. Whether
+    /// there were some.
+    pub(crate) fn kill_idle(&mut self, now: Millis, patience: Option<Millis>) -> bool {
+        let mut some = false;
+        let look_at_pages = now >= self.table.look_at_pages;
+        if look_at_pages {
+            self.table.look_at_pages = now + PAGE_IDLE_MS / 8;
+        }
+        if patience.is_none() && !look_at_pages {
+            return false;
+        }
+        for conn in self.table.conns.iter_mut().flatten() {
+            let silent = now.saturating_sub(conn.peer.last_active);
             match &mut conn.kind {
-                Kind::Resp(session) if !session.is_waiting() => session.close(),
-                Kind::Http(page) if !page.busy => page.last = true,
+                Kind::Resp(session) if patience.is_some_and(|most| silent > most) && !session.is_waiting() => {
+                    session.close();
+                }
+                Kind::Http(page) if silent > PAGE_IDLE_MS && !page.busy => page.last = true,
                 _ => continue,
             }
             end(&mut self.ring, &mut self.table.marked, conn);
+            some = true;
         }
+        some
     }
 
     /// Bytes of replies that wait for clients.
@@ -629,8 +654,14 @@ impl Table {
     ) {
         let state = &mut *core.state.borrow_mut();
         let is_resp = self.resp.is_some_and(|(known, _)| known == listener);
-        let open = self.clients.open.fetch_add(1, Ordering::Relaxed);
-        let full = over_limit || open >= u64::from(state.settings.maxclients);
+        let full = if is_resp {
+            let open = self.clients.open.fetch_add(1, Ordering::Relaxed);
+            state.metrics.connections += 1;
+            state.metrics.connections_total += 1;
+            over_limit || open >= u64::from(state.settings.maxclients)
+        } else {
+            self.clients.pages.fetch_add(1, Ordering::Relaxed) >= u64::from(MOST_PAGES)
+        };
         let kind = if full {
             state.metrics.connections_refused += 1;
             Kind::Refused
@@ -640,12 +671,18 @@ impl Table {
         } else {
             Kind::Http(Http::default())
         };
-        state.metrics.connections += 1;
-        state.metrics.connections_total += 1;
         let peer = Peer { addr: peer, name: String::new(), created: state.now, last_active: state.now };
-        let out = if full { TOO_MANY.to_vec() } else { Vec::new() };
+        let mut out = Vec::new();
+        match (full, is_resp) {
+            (true, true) => out.extend_from_slice(TOO_MANY),
+            (true, false) => http::refuse_connection(&mut out),
+            (false, _) => {}
+        }
         if full {
             port.pause_reads(id);
+        } else if over_limit {
+            // Clients that are being refused hold the places for now; a page is served all the same.
+            port.resume_reads(id);
         }
         if self.conns.len() <= id.index() {
             self.conns.resize_with(id.index() + 1, || None);
@@ -654,6 +691,7 @@ impl Table {
             id,
             kind,
             peer,
+            page: !is_resp,
             out,
             spare: Vec::new(),
             marked: false,
@@ -673,9 +711,14 @@ impl Table {
     fn on_closed(&mut self, core: &CoreRc, id: ConnId) {
         if let Some(conn) = live(&mut self.conns, id) {
             self.unsent -= conn.held;
+            let page = conn.page;
             self.conns[id.index()] = None;
-            self.clients.open.fetch_sub(1, Ordering::Relaxed);
-            core.state.borrow_mut().metrics.connections -= 1;
+            if page {
+                self.clients.pages.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                self.clients.open.fetch_sub(1, Ordering::Relaxed);
+                core.state.borrow_mut().metrics.connections -= 1;
+            }
         }
     }
 }
