@@ -597,9 +597,7 @@ impl Coordinator {
             self.bytes -= joined.bytes;
             let outcome = match (joined.failed, joined.found) {
                 // The last of them is nobody's: see `commit`.
-                (Some(Outcome::Failed(_)), None) if joined.written > 1 => {
-                    Outcome::Unknown { have: joined.written - 1, need: joined.written }
-                }
+                (Some(Outcome::Failed(failure)), None) if joined.written > 1 => Outcome::Part(failure),
                 (Some(failed), _) => failed,
                 (None, Some(found)) => Outcome::Ready(found),
                 (None, None) => Outcome::Committed,

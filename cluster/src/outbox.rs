@@ -54,6 +54,9 @@ pub enum Outcome {
     Ordered(Vec<u8>),
     /// It was not done, and it never will be.
     Failed(Failure),
+    /// Some keys of [`crate::shards::Operation::Commit`] are on a quorum, and none of the others was or will be written: why one
+    /// of these was refused.
+    Part(Failure),
     /// It may have been done, or may still be: too few replicas have answered in time.
     Unknown {
         /// Replicas that have it for sure.

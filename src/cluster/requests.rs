@@ -202,6 +202,10 @@ const LONG_COMMAND: &str = "ERR a command that another node of the cluster runs 
 const LONG_ANSWER: &str =
     "ERR the command was done by another node, but its answer is longer than the 64 MiB that can be sent";
 
+/// As of a command whose keys several cores of a node hold; the refusal follows.
+const PART_WRITTEN: &str =
+    "UNKNOWN part of the keys was written: read to find out which; the others were refused with ";
+
 impl Requests {
     pub(crate) fn new(scratch: Store, timeout: Millis) -> Requests {
         Requests {
@@ -528,6 +532,7 @@ impl Requests {
                 return self.without_orderer(lent, token, failure);
             }
             (Outcome::Failed(failure), _) => (Status::Error, 0, failure.to_string().into_bytes()),
+            (Outcome::Part(failure), _) => (Status::Error, 0, format!("{PART_WRITTEN}{failure}").into_bytes()),
             (Outcome::Unknown { have, need }, _) => {
                 let text = format!(
                     "UNKNOWN {have} of {need} replicas confirmed the write in time; it may have been done or not: read to find out"

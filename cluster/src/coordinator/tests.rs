@@ -387,6 +387,37 @@ fn what_was_reported_as_refused_is_not_kept_for_a_replica_that_is_away() {
 }
 
 #[test]
+fn a_command_of_which_one_key_was_written_and_one_refused_says_so() {
+    let mut map = three();
+    let [(here, key), (there, other)] = {
+        let node = Node::new();
+        let located = |key: &'static [u8]| (node.shards.view().shard(node.locate(key)), key);
+        [located(b"a"), located(b"b")]
+    };
+    assert_ne!(here, there);
+    // Of the second one's shard all other copies are out of reach.
+    for (replica, no) in map.placements[there.index()].replicas.iter_mut().zip([1, 8, 9]) {
+        replica.node = NodeNo(no);
+    }
+    let mut node = Node::with(map);
+    let change = |key: &[u8]| Changed {
+        hash: node.locate(key),
+        key: key.into(),
+        value: Some(b"v".to_vec()),
+        expires_at: 0,
+        version: None,
+    };
+    let changes = vec![change(key), change(other)];
+    let commit = Operation::Commit { changes, level: Level::Quorum, ordered: false };
+    node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
+    assert_eq!(node.outcome(), None);
+    let (to, ask) = node.writes()[0];
+    node.hear(to, &Message::Wrote(ask));
+    let failure = Failure::NoQuorum { shard: there.0, have: 1, need: 2 };
+    assert_eq!(node.outcome(), Some(Outcome::Part(failure)));
+}
+
+#[test]
 fn what_somebody_has_is_kept_for_those_that_are_away() {
     let mut node = Node::new();
     node.alive(&[1, 2]);
