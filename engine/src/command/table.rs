@@ -95,7 +95,7 @@ const ROWS: [Spec; 135] = commands! {
     "cluster" -2 "" (0 0 0) "" Node, None; "cluster" "3.0.0" "Depends on the subcommand." "Container of the commands about the cluster."
     "cluster|countkeysinslot" 3 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N keys of the node" "How many keys of a slot have a copy on this node."
     "cluster|getkeysinslot" 4 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with N keys of the node" "Keys of a slot that have a copy on this node."
-    "cluster|gridkv" -3 "admin noscript stale" (0 0 0) "" Node, None; "cluster" "7.2.0" "O(N) with N members and shards" "STATUS, MEMBERS, SHARDS as JSON; DRAIN, UNDRAIN, REMOVE a member; ACCEPT-LOSS of shards."
+    "cluster|gridkv" -3 "admin noscript stale" (0 0 0) "" Node, None; "cluster" "7.2.0" "O(N) with N members and shards" "STATUS, MEMBERS, SHARDS as JSON; DRAIN, UNDRAIN, REMOVE a member; REPAIR of copies and REPAIR-STATUS; ACCEPT-LOSS of shards."
     "cluster|info" 2 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(1)" "The state of the cluster as this node sees it."
     "cluster|keyslot" 3 "stale" (0 0 0) "" Node, None; "cluster" "3.0.0" "O(N) with the length of the key" "The slot of a key."
     "cluster|links" 2 "stale" (0 0 0) "" Node, None; "cluster" "7.0.0" "O(1)" "No links: nodes are not joined as those of Redis Cluster."
