@@ -380,7 +380,7 @@ fn tell(event: &Event) {
         Event::AtRisk(shards) => {
             tracing::warn!(
                 shards,
-                "data at risk: of these shards too few complete copies can be reached to lose another"
+                "data at risk: of these shards too few complete copies can be reached to write, or only one of several"
             );
         }
         Event::Refused(why) => tracing::error!(why, "the cluster does not admit this node"),

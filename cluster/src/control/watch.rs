@@ -1,9 +1,9 @@
 //! What a new map, or a node that comes or goes, means for the data: who holds shards now that did not, and which shards are at
 //! risk.
 //!
-//! A shard is *at risk* when one more loss would cost it its writes or its data: of its copies, fewer are complete and in reach
-//! than a write quorum, or only one is while it has others. A shard that never had a second copy is not; the cluster has
-//! too few nodes then, which is no news.
+//! A shard is *at risk* when too few of its complete copies are in reach to write (its writes are refused then), or only one is
+//! while it has others. A shard that never had a second copy is not; the cluster has too few nodes then, which is no news.
+//! One step before it a shard is degraded, which the node counts for itself.
 //!
 //! Pure functions of maps and of who is alive. They decide nothing; [`super::Control`] turns them into events.
 
