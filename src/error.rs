@@ -158,6 +158,8 @@ pub enum StartError {
     Cluster {
         /// The reason, in words.
         why: String,
+        /// What to do, where it is known.
+        hint: Option<String>,
     },
     /// io_uring is forbidden to this process.
     #[error("io_uring is forbidden here ({cause})")]
@@ -276,12 +278,18 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What a member said to a node that it does not admit: the reason, and behind the last colon what to do.
+    pub(crate) fn refused(text: &str) -> StartError {
+        let (why, hint) = text.rsplit_once(": ").map_or((text, None), |(why, hint)| (why, Some(hint.to_owned())));
+        StartError::Cluster { why: why.to_owned(), hint }
+    }
+
     /// What to do about it, where there is something to say.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             StartError::KernelTooOld { .. } => "run it on a newer kernel; containers use that of their host".into(),
             StartError::IoUringForbidden { hint, .. } => hint.as_str().into(),
-            StartError::Cluster { .. } => "the seeds must be peer addresses (--peer-listen) of running nodes of one cluster".into(),
+            StartError::Cluster { hint, .. } => hint.as_deref()?.into(),
             StartError::LockedMemory { needed, .. } => format!(
                 "raise it: `ulimit -l {0}` as root, `LimitMEMLOCK={0}K` in a systemd unit, `--ulimit memlock={1}` for \
                  docker, or a `memlock` line in /etc/security/limits.conf",
@@ -353,6 +361,17 @@ mod tests {
         assert_eq!(of(text), Error::Reply(text.into()));
         let text = "UNKNOWN 1 of 2 replicas confirmed the write in time";
         assert_eq!(of(text), Error::Unknown(text.into()));
+    }
+
+    #[test]
+    fn a_node_that_is_not_admitted_is_told_what_to_do_about_it() {
+        let hint = |text: &str| StartError::refused(text).hint().map(|hint| hint.into_owned());
+        let error = StartError::refused("the cluster has 32 shards and the node 64: start it with --shards 32");
+        assert_eq!(error.to_string(), "the node cannot join its cluster: the cluster has 32 shards and the node 64");
+        assert_eq!(error.hint().as_deref(), Some("start it with --shards 32"));
+        let text = "another process with this node's id runs at 10.0.0.1:7380: stop it";
+        assert_eq!(hint(text).as_deref(), Some("stop it"));
+        assert_eq!(hint("the cluster has 1024 members, which is the most"), None);
     }
 
     #[test]

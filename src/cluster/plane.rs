@@ -295,7 +295,7 @@ fn act(core: &CoreRc, out: Output) -> bool {
             }
             Event::Refused(text) => {
                 if let Some(verdict) = plane.verdict.take() {
-                    let _ = verdict.send(Err(StartError::Cluster { why: text.clone() }.into()));
+                    let _ = verdict.send(Err(StartError::refused(text).into()));
                 }
             }
             Event::Duplicate { .. } => {

@@ -55,11 +55,14 @@ pub(crate) fn prepare(
     let known = remembered.known();
     if known.is_none() && remembered.voter.promised != Ballot::default() && cluster.seeds.is_empty() {
         let text = "its directory holds a vote in a cluster that it does not remember, and it has no seeds".to_owned();
-        return Err(StartError::Cluster { why: text }.into());
+        let hint = "name nodes of that cluster with --seed, or give it another --dir".to_owned();
+        return Err(StartError::Cluster { why: text, hint: Some(hint) }.into());
     }
     if let Some(map) = known.as_ref().filter(|map| map.placements.len() != usize::from(shards)) {
-        let text = format!("its directory belongs to a cluster with {} shards, not {shards}", map.placements.len());
-        return Err(StartError::Cluster { why: text }.into());
+        let of_cluster = map.placements.len();
+        let text = format!("its directory belongs to a cluster with {of_cluster} shards, not {shards}");
+        let hint = format!("start it with --shards {of_cluster}, or give it another --dir");
+        return Err(StartError::Cluster { why: text, hint: Some(hint) }.into());
     }
     let seeds = Seeds::look_up(&cluster.seeds);
     let start = if cluster.seeds.is_empty() {
@@ -116,10 +119,11 @@ pub(crate) fn admission(verdict: &flume::Receiver<Result<(), Error>>) -> Result<
                 "nobody admitted it within {} s: no seed answers or has an address (see the log), or too few voters answer",
                 ADMISSION.as_secs()
             );
-            Err(StartError::Cluster { why }.into())
+            let hint = "the seeds must be peer addresses (--peer-listen) of running nodes of one cluster".to_owned();
+            Err(StartError::Cluster { why, hint: Some(hint) }.into())
         }
         Err(flume::RecvTimeoutError::Disconnected) => {
-            Err(StartError::Cluster { why: "the node stopped before it was admitted".into() }.into())
+            Err(StartError::Cluster { why: "the node stopped before it was admitted".into(), hint: None }.into())
         }
     }
 }
