@@ -13,8 +13,9 @@ const CONNECT: Duration = Duration::from_millis(500);
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// OK, a number, or anything else without a body.
+    /// OK, or anything else that is none of the others.
     Done,
+    Number(i64),
     Value(Vec<u8>),
     Nothing,
     Error(String),
@@ -57,7 +58,12 @@ impl Link {
             }
             let mut take = |reply: Reply<'_>| {
                 answer = Some(match reply {
-                    Reply::Simple | Reply::Integer | Reply::Aggregate | Reply::Scalar => Answer::Done,
+                    Reply::Simple | Reply::Aggregate | Reply::Scalar => Answer::Done,
+                    Reply::Integer(digits) => match std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok())
+                    {
+                        Some(number) => Answer::Number(number),
+                        None => Answer::Done,
+                    },
                     Reply::Bulk(body) => Answer::Value(body.to_vec()),
                     Reply::Nil => Answer::Nothing,
                     Reply::Error(text) => Answer::Error(String::from_utf8_lossy(text).into_owned()),

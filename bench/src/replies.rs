@@ -20,7 +20,8 @@ pub(crate) enum Reply<'a> {
     Simple,
     /// An error with its text.
     Error(&'a [u8]),
-    Integer,
+    /// A number, as digits.
+    Integer(&'a [u8]),
     /// A value; its body when bodies are collected, empty otherwise.
     Bulk(&'a [u8]),
     Nil,
@@ -195,7 +196,7 @@ fn resp_front(bytes: &[u8]) -> Result<Front<'_>, Malformed> {
         },
         b'+' => Front::Whole(Reply::Simple, header),
         b'-' => Front::Whole(Reply::Error(rest), header),
-        b':' => Front::Whole(Reply::Integer, header),
+        b':' => Front::Whole(Reply::Integer(rest), header),
         b'_' => Front::Whole(Reply::Nil, header),
         b',' | b'#' | b'(' => Front::Whole(Reply::Scalar, header),
         b'*' | b'~' | b'>' => match length(rest)? {
@@ -258,6 +259,7 @@ mod tests {
                     Reply::Bulk(body) if bodies => format!("bulk {}", String::from_utf8_lossy(body)),
                     Reply::Bulk(_) => "bulk".into(),
                     Reply::Error(text) => format!("error {}", String::from_utf8_lossy(text)),
+                    Reply::Integer(digits) => format!("integer {}", String::from_utf8_lossy(digits)),
                     other => format!("{other:?}"),
                 });
             })?;
@@ -273,7 +275,7 @@ mod tests {
         let expected = [
             "Simple",
             "bulk hello",
-            "Integer",
+            "integer 42",
             "Nil",
             "error ERR no such thing",
             "Aggregate",

@@ -7,6 +7,9 @@
 //!   found          it is the floor from now on: quorum reads do not go back
 //! ```
 //!
+//! A deletion reads first and says whether there was something: that is a read, too. If there was nothing it has written
+//! nothing, so it is no floor: an unknown write of before may still come.
+//!
 //! Each write of a key has the next number, deletions too; a value says its number. The last few operations are remembered, to
 //! be told when something is wrong. Not here: who asks, and whom.
 
@@ -41,6 +44,15 @@ pub(super) enum Contradiction {
     Resurrected,
     /// A write that was refused, or that nobody made.
     Unmade,
+}
+
+/// The last write of a key that was made for sure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Floor {
+    /// There is none.
+    Never,
+    Written,
+    Deleted,
 }
 
 /// One key.
@@ -108,6 +120,32 @@ impl Ledger {
             Some(_) if self.floor.deletes => Contradiction::Resurrected,
             _ => Contradiction::Lost,
         })
+    }
+
+    /// Notes that the deletion `number` was acknowledged, and whether it says that something was there. From then on
+    /// nothing older may be found, whatever it contradicts, so that one mistake is told once.
+    pub(super) fn deleted(&mut self, number: u64, existed: bool) -> Result<(), Contradiction> {
+        if !existed {
+            return self.found(None);
+        }
+        let possible = !self.floor.deletes || self.unknown.iter().any(|write| !write.deletes);
+        let wrong = if self.floor.number > 0 { Contradiction::Resurrected } else { Contradiction::Unmade };
+        self.ended(number, true, Ending::Acknowledged);
+        if possible { Ok(()) } else { Err(wrong) }
+    }
+
+    /// What is there for sure if nothing is open.
+    pub(super) fn floor(&self) -> Floor {
+        match self.floor {
+            Write { number: 0, .. } => Floor::Never,
+            Write { deletes: true, .. } => Floor::Deleted,
+            Write { .. } => Floor::Written,
+        }
+    }
+
+    /// Whether something else than the floor may be found.
+    pub(super) fn is_open(&self) -> bool {
+        !self.unknown.is_empty()
     }
 
     /// Remembers an operation.
@@ -191,6 +229,34 @@ mod tests {
         assert_eq!(ledger.found(Some(1)), Ok(()));
         assert_eq!(ledger.found(None), Ok(()));
         assert_eq!(ledger.found(Some(1)), Err(Contradiction::Resurrected), "its deletion was seen");
+    }
+
+    #[test]
+    fn a_deletion_says_what_it_found() {
+        let mut ledger = written(&[(SET, Ending::Acknowledged)]);
+        let number = ledger.next();
+        assert_eq!(ledger.clone().deleted(number, true), Ok(()));
+        assert_eq!(ledger.deleted(number, false), Err(Contradiction::Lost), "there was an acknowledged value");
+        let mut ledger = written(&[(SET, Ending::Acknowledged), (DELETE, Ending::Acknowledged)]);
+        let number = ledger.next();
+        assert_eq!(ledger.clone().deleted(number, false), Ok(()));
+        assert_eq!(ledger.deleted(number, true), Err(Contradiction::Resurrected));
+        assert_eq!(ledger.found(None), Ok(()), "it is told once");
+        assert_eq!(Ledger::new().deleted(1, false), Ok(()));
+        assert_eq!(Ledger::new().deleted(1, true), Err(Contradiction::Unmade));
+    }
+
+    #[test]
+    fn a_deletion_that_found_nothing_leaves_open_what_was_open() {
+        let mut ledger = written(&[(DELETE, Ending::Acknowledged), (SET, Ending::Unknown)]);
+        let number = ledger.next();
+        assert_eq!(ledger.clone().deleted(number, true), Ok(()), "the unknown write was there");
+        assert_eq!(ledger.deleted(number, false), Ok(()));
+        assert_eq!(ledger.found(Some(2)), Ok(()), "it wrote nothing, so that one may still come");
+        let mut ledger = written(&[(DELETE, Ending::Acknowledged), (SET, Ending::Unknown)]);
+        let number = ledger.next();
+        assert_eq!(ledger.deleted(number, true), Ok(()));
+        assert_eq!(ledger.found(Some(2)), Err(Contradiction::Resurrected));
     }
 
     #[test]

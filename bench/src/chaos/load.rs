@@ -4,6 +4,10 @@
 //! found that takes connections. It is sequential, so of each of its keys it knows what a read may find
 //! ([`super::ledger`]). What counts is split by node, so that one side of a partition can be told from the other.
 //!
+//! Most keys are written again and again, which hides that a write was lost: the next one takes its place. So every fourth is
+//! left alone after its first acknowledged write, or after that and one deletion ([`Habit`]); of some of these not even
+//! reads, which repair what they find, come before the end.
+//!
 //! `check` reads every key from every node at the end.
 
 use std::collections::BTreeMap;
@@ -14,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::ledger::{Contradiction, Ending, Ledger};
+use super::ledger::{Contradiction, Ending, Floor, Ledger};
 use crate::latency::Latencies;
 use crate::link::{Answer, Link};
 use crate::options::count;
@@ -25,6 +29,8 @@ use crate::units;
 const REPLY_PATIENCE: Duration = Duration::from_secs(8);
 /// How long a node that takes no connection is left alone.
 const AWAY: Duration = Duration::from_millis(50);
+/// Of that many times that a cold key is drawn, it is written or deleted once, while that is still to be done.
+const COLD_STEP: u64 = 16;
 /// Contradictions that are told in words.
 const TOLD: usize = 20;
 /// How long one key may be refused in the last check.
@@ -92,7 +98,9 @@ pub(super) struct Seen {
     pub(super) lost: u64,
     pub(super) resurrected: u64,
     pub(super) unmade: u64,
-    /// Some of them in words.
+    /// Of the cold keys, how many have had all their writes; and all of them. Known at the end only.
+    pub(super) cold: (u64, u64),
+    /// Contradictions in words, some of them.
     pub(super) told: Vec<String>,
 }
 
@@ -129,6 +137,7 @@ impl Seen {
         self.lost += other.lost;
         self.resurrected += other.resurrected;
         self.unmade += other.unmade;
+        self.cold = (self.cold.0 + other.cold.0, self.cold.1 + other.cold.1);
         let room = TOLD.saturating_sub(self.told.len());
         self.told.extend(other.told.iter().take(room).cloned());
     }
@@ -258,10 +267,56 @@ struct Client {
     value_size: usize,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
     Read,
     Write,
     Delete,
+}
+
+/// What is done with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Habit {
+    /// It is written, read and deleted all the time.
+    Busy,
+    /// It is written once, perhaps deleted once, and perhaps read after that.
+    Cold { deleted: bool, read: bool },
+}
+
+impl Habit {
+    /// Of the key with that number: of 16 in a row 4 are cold, one of each kind.
+    fn of(key: usize) -> Habit {
+        match key % 4 {
+            3 => Habit::Cold { deleted: key / 4 % 2 == 1, read: key / 8 % 2 == 1 },
+            _ => Habit::Busy,
+        }
+    }
+
+    /// What to do next with a key of which this is known; nothing with one that is left alone.
+    fn next(self, ledger: &Ledger, random: &mut Random) -> Option<Op> {
+        match self {
+            Habit::Busy => Some(match random.below(20) {
+                0..10 => Op::Read,
+                10..19 => Op::Write,
+                _ => Op::Delete,
+            }),
+            Habit::Cold { deleted, read } => {
+                // Not at once, so that what is left alone was written at all times of the run.
+                let now = random.below(COLD_STEP) == 0;
+                Habit::step(deleted, ledger).filter(|_| now).or(read.then_some(Op::Read))
+            }
+        }
+    }
+
+    /// What a cold key still lacks.
+    fn step(deleted: bool, ledger: &Ledger) -> Option<Op> {
+        match ledger.floor() {
+            Floor::Never => Some(Op::Write),
+            Floor::Written if deleted => Some(Op::Delete),
+            Floor::Written => ledger.is_open().then_some(Op::Write),
+            Floor::Deleted => ledger.is_open().then_some(Op::Delete),
+        }
+    }
 }
 
 impl Client {
@@ -302,13 +357,18 @@ impl Client {
             if !self.is_linked(node) {
                 continue;
             }
+            let (key, op) = self.draw();
+            self.operate(node, key, op);
+        }
+    }
+
+    /// A key and what to do with it. There always is one: the first key is a busy one.
+    fn draw(&mut self) -> (usize, Op) {
+        loop {
             let key = self.random.below(self.keys.len() as u64) as usize;
-            let op = match self.random.below(20) {
-                0..10 => Op::Read,
-                10..19 => Op::Write,
-                _ => Op::Delete,
-            };
-            self.operate(node, key, &op);
+            if let Some(op) = Habit::of(key).next(&self.keys[key], &mut self.random) {
+                return (key, op);
+            }
         }
     }
 
@@ -328,7 +388,7 @@ impl Client {
         self.links[node].is_some()
     }
 
-    fn operate(&mut self, node: usize, key: usize, op: &Op) {
+    fn operate(&mut self, node: usize, key: usize, op: Op) {
         let name = self.key(key);
         let Some(link) = &mut self.links[node] else { return };
         let number = if matches!(op, Op::Read) { 0 } else { self.keys[key].next() };
@@ -384,18 +444,36 @@ impl Client {
                     }
                 }
             }
-            Op::Write | Op::Delete => {
-                let deletes = matches!(op, Op::Delete);
-                ledger.ended(number, deletes, ending);
-                if ending == Ending::Acknowledged {
-                    *if deletes { &mut seen.counts[node].deletes } else { &mut seen.counts[node].writes } += 1;
+            Op::Write => {
+                ledger.ended(number, false, ending);
+                seen.counts[node].writes += u64::from(ending == Ending::Acknowledged);
+            }
+            Op::Delete if ending == Ending::Acknowledged => {
+                seen.counts[node].deletes += 1;
+                let expected = ledger.expected();
+                let existed = answer.ok().as_ref().and_then(existed);
+                let result = existed.map_or(Err(Contradiction::Unmade), |existed| ledger.deleted(number, existed));
+                if let Err(what) = result {
+                    let what_it_says = match existed {
+                        Some(true) => "a deletion found something",
+                        Some(false) => "a deletion found nothing",
+                        None => "a strange answer to a deletion",
+                    };
+                    seen.contradicted(what, || in_words(&name, node, what_it_says, &expected, ledger));
                 }
             }
+            Op::Delete => ledger.ended(number, true, ending),
         }
     }
 
     fn check(&mut self, nodes: &[usize]) -> Seen {
         let mut seen = Seen::new(self.shared.addresses.len());
+        for (key, ledger) in self.keys.iter().enumerate() {
+            if let Habit::Cold { deleted, .. } = Habit::of(key) {
+                seen.cold.0 += u64::from(Habit::step(deleted, ledger).is_none());
+                seen.cold.1 += 1;
+            }
+        }
         for &node in nodes {
             for key in 0..self.keys.len() {
                 let name = self.key(key);
@@ -448,7 +526,16 @@ fn found(answer: Answer) -> Option<Option<u64>> {
             let digits = bytes.split(|&byte| byte == b' ').next()?;
             Some(Some(std::str::from_utf8(digits).ok()?.parse().ok()?))
         }
-        Answer::Done | Answer::Error(_) => None,
+        Answer::Done | Answer::Number(_) | Answer::Error(_) => None,
+    }
+}
+
+/// Whether a deletion says that there was something.
+fn existed(answer: &Answer) -> Option<bool> {
+    match answer {
+        Answer::Number(0) => Some(false),
+        Answer::Number(1) => Some(true),
+        _ => None,
     }
 }
 
@@ -458,7 +545,11 @@ fn told(key: &[u8], node: usize, found: Option<Option<u64>>, ledger: &Ledger) ->
         Some(None) => "nothing".into(),
         None => "no answer, or a strange one".into(),
     };
-    let (key, expected) = (String::from_utf8_lossy(key), ledger.expected());
+    in_words(key, node, &found, &ledger.expected(), ledger)
+}
+
+fn in_words(key: &[u8], node: usize, found: &str, expected: &str, ledger: &Ledger) -> String {
+    let key = String::from_utf8_lossy(key);
     format!("{key} at node {node}: {found} instead of {expected}; the last were: {}", ledger.past())
 }
 
@@ -474,6 +565,30 @@ mod tests {
         assert_eq!(read(value(1234, 1)), Some(Some(1234)));
         assert_eq!(read(b"".to_vec()), None);
         assert_eq!(found(Answer::Nothing), Some(None));
+    }
+
+    #[test]
+    fn a_cold_key_is_written_once_and_left_alone() {
+        let mut random = Random::new(1, 1);
+        for key in [3, 7, 11, 15] {
+            let Habit::Cold { deleted, read } = Habit::of(key) else { panic!("{key} is cold") };
+            let (mut ledger, mut done) = (Ledger::new(), Vec::new());
+            for _ in 0..4000 {
+                let Some(op) = Habit::of(key).next(&ledger, &mut random) else { continue };
+                // The first try of each is unknown: it is made again.
+                if op != Op::Read {
+                    let number = ledger.next();
+                    let again = done.contains(&op);
+                    ledger.ended(number, op == Op::Delete, if again { Ending::Acknowledged } else { Ending::Unknown });
+                }
+                done.push(op);
+            }
+            assert_eq!(done.contains(&Op::Read), read, "key {key}");
+            done.retain(|&op| op != Op::Read);
+            let expected = [Op::Write, Op::Write, Op::Delete, Op::Delete];
+            assert_eq!(done, expected[..if deleted { 4 } else { 2 }], "key {key}");
+        }
+        assert_eq!((0..16).filter(|&key| Habit::of(key) == Habit::Busy).count(), 12);
     }
 
     #[test]

@@ -66,6 +66,9 @@ impl Verdict {
         self.check("deletions undone", resurrected == 0, figure(|seen| seen.resurrected));
         self.check("refused writes found", all.unmade + last.unmade == 0, figure(|seen| seen.unmade));
         self.check("acknowledged", all.total().done() > 0, format!("{}", all.total().done()));
+        let (done, cold) = last.cold;
+        let figure = format!("{done} of {cold} had all their writes and were left alone");
+        self.check("cold keys", done > 0 || cold == 0, figure);
         self.told = last.told.clone();
     }
 
