@@ -121,6 +121,7 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     verdict.check("bytes moved", worst <= MOVED, format!("{worst:.2}x of {MOVED}x ideal"));
     let errors: u64 = all.errors.values().sum();
     verdict.check("errors of clients", errors == 0, all.errors_in_words());
+    verdict.reached(all.total().unreached);
     let p99 = |busy: &Latencies| busy.at_us(0.99) / 1e3;
     let (busy, calm) = (p99(&busy), p99(&calm));
     let slower = busy / calm.max(0.001);

@@ -3,6 +3,7 @@
 //! ```text
 //!   whole ── kill -9 ──▶ every survivor sees it gone ──▶ start again, same directory ──▶ whole ── next
 //!            └──── detection ────┘                       └──── time to full copies ────┘
+//!                                 └──────── survivors serve as if nothing were ─────────┘
 //! ```
 
 use std::time::{Duration, Instant};
@@ -25,6 +26,10 @@ const DETECTION_P50: f64 = 3.2;
 const DETECTION_P99: f64 = 5.0;
 /// An operation's deadline, and a second.
 const LONGEST: f64 = 2.0;
+/// The share of operations that survivors do once they have seen a death, until all copies are there again.
+const SERVED: f64 = 0.95;
+/// What is done in that time, by the rate that was asked for.
+const OF_RATE: f64 = 0.5;
 
 /// Nodes are killed one at a time and started again empty, under load
 #[derive(Clone, Debug, clap::Args)]
@@ -49,7 +54,23 @@ struct Kill {
     first: f64,
     all: f64,
     whole: f64,
+    /// From the kill until all is whole.
     seen: Seen,
+    /// The part of it after the death was seen: how long, and what was done.
+    after: f64,
+    served: Seen,
+}
+
+impl Kill {
+    /// The share of operations that survivors have done.
+    fn share(&self) -> f64 {
+        self.served.without(self.node).share()
+    }
+
+    /// What was done at all nodes, by what was asked for.
+    fn of_rate(&self, rate: u64) -> f64 {
+        self.served.total().done() as f64 / (rate as f64 * self.after).max(1.0)
+    }
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
@@ -77,23 +98,32 @@ fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
         }
         let node = random.below(args.nodes as u64) as usize;
         let (first, last) = detection(nodes, node)?;
+        let mut seen = load.take();
+        let until = seen.without(node).share();
         let back = Instant::now();
         let others = nodes.live();
         nodes.start(node, &others)?;
         nodes.wait_until_whole(WHOLE)?;
         let whole = back.elapsed().as_secs_f64();
-        let seen = load.take();
+        let served = load.take();
+        let after = back.elapsed().as_secs_f64();
+        seen.add(&served);
+        let kill = Kill { node, first, all: last, whole, seen, after, served };
+        let seen = &kill.seen;
         eprintln!(
             "kill {:>2}: node {node}, seen after {first:.2} s by one and {last:.2} s by all, whole {whole:.2} s after its \
-             restart, longest operation {:.2} s; {}",
+             restart, survivors did {:.1} % of operations until it was seen and {:.1} % after that, longest operation \
+             {:.2} s; {}",
             at + 1,
+            until * 100.0,
+            kill.share() * 100.0,
             seen.longest(),
-            counts_in_words(&seen)
+            counts_in_words(seen)
         );
-        all.add(&seen);
+        all.add(seen);
         let broken = !seen.is_clean();
         seen.told.iter().for_each(|told| eprintln!("  {told}"));
-        kills.push(Kill { node, first, all: last, whole, seen });
+        kills.push(kill);
         if broken {
             break;
         }
@@ -138,10 +168,59 @@ fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
     verdict.check("detection p50", p50 <= DETECTION_P50, format!("{p50:.2} s of {DETECTION_P50} s"));
     verdict.check("detection p99", p99 <= DETECTION_P99, format!("{p99:.2} s of {DETECTION_P99} s"));
     verdict.check("longest operation", most <= LONGEST, format!("{most:.2} s of {LONGEST} s"));
+    served(&mut verdict, args.load.rate, kills);
     let each = kills.iter().map(|kill| {
         json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
+               "survivors_done": kill.share(), "of_rate": kill.of_rate(args.load.rate),
                "longest_s": kill.seen.longest(), "counts": kill.seen.total(), "errors": kill.seen.errors})
     });
     let more = json!({"nodes": args.nodes, "kills": each.collect::<Vec<_>>()});
     super::tell(args.json, &[first, detected, whole, longest], all, &verdict, more)
+}
+
+/// Whether survivors went on serving.
+fn served(verdict: &mut Verdict, rate: u64, kills: &[Kill]) {
+    let least = |figure: &dyn Fn(&Kill) -> f64| kills.iter().map(figure).fold(1.0, f64::min);
+    let share = least(&Kill::share);
+    let figure = format!("{:.1} % of operations in the worst case, of {:.0} %", share * 100.0, SERVED * 100.0);
+    verdict.check("survivors serve", share >= SERVED, figure);
+    if rate > 0 {
+        let of_rate = least(&|kill| kill.of_rate(rate));
+        let figure = format!("{:.1} % of the rate in the worst case, of {:.0} %", of_rate * 100.0, OF_RATE * 100.0);
+        verdict.check("the load goes on", of_rate >= OF_RATE, figure);
+    }
+    verdict.reached(kills.iter().map(|kill| kill.seen.without(kill.node).unreached).sum());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::Counts;
+    use super::*;
+
+    /// A kill of the first of two nodes after which the load went on for a second.
+    fn kill(survivor: Counts) -> Kill {
+        let mut served = Seen { counts: vec![Counts::default(), survivor], ..Seen::default() };
+        served.counts[0] = Counts { refused: 500, unreached: 9, ..Counts::default() };
+        Kill { node: 0, first: 1.0, all: 2.0, whole: 0.5, seen: served.clone(), after: 1.0, served }
+    }
+
+    fn broken(kills: &[Kill], rate: u64) -> Vec<&'static str> {
+        let mut verdict = Verdict::default();
+        served(&mut verdict, rate, kills);
+        verdict.bars.iter().filter(|(_, good, _)| !good).map(|(name, _, _)| *name).collect()
+    }
+
+    #[test]
+    fn survivors_that_refuse_are_not_enough() {
+        let good = || kill(Counts { reads: 96, refused: 4, ..Counts::default() });
+        assert!(broken(&[good()], 190).is_empty());
+        assert!(broken(&[good()], 0).is_empty());
+        assert_eq!(broken(&[good()], 200), ["the load goes on"]);
+        let refuses = kill(Counts { reads: 94, refused: 6, ..Counts::default() });
+        assert_eq!(broken(&[good(), refuses], 100), ["survivors serve"]);
+        let silent = kill(Counts::default());
+        assert_eq!(broken(&[silent], 100), ["survivors serve", "the load goes on"]);
+        let away = kill(Counts { reads: 100, unreached: 1, ..Counts::default() });
+        assert_eq!(broken(&[away], 100), ["nodes reached"]);
+    }
 }

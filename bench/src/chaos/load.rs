@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ pub(super) struct LoadArgs {
     keys: usize,
     /// Operations per second, all clients together; 0 is as many as go
     #[arg(long, default_value = "2000", value_parser = units::number, value_name = "RATE", help_heading = "Load")]
-    rate: u64,
+    pub(super) rate: u64,
     /// Bytes of a value
     #[arg(long, default_value = "100", value_parser = count, value_name = "BYTES", help_heading = "Load")]
     value_size: usize,
@@ -66,11 +66,19 @@ pub(super) struct Counts {
     pub(super) unknown: u64,
     /// The connection ended, or nothing came for longer than any operation may take.
     pub(super) cut: u64,
+    /// Connections that were not taken. No operation began on one.
+    pub(super) unreached: u64,
 }
 
 impl Counts {
     pub(super) fn done(&self) -> u64 {
         self.writes + self.deletes + self.reads
+    }
+
+    /// The share of operations that were done; none if there were none.
+    pub(super) fn share(&self) -> f64 {
+        let all = self.done() + self.refused + self.unknown + self.cut;
+        self.done() as f64 / all.max(1) as f64
     }
 
     pub(super) fn add(&mut self, other: &Counts) {
@@ -80,6 +88,7 @@ impl Counts {
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.cut += other.cut;
+        self.unreached += other.unreached;
     }
 }
 
@@ -111,8 +120,13 @@ impl Seen {
 
     /// All nodes together.
     pub(super) fn total(&self) -> Counts {
+        self.without(usize::MAX)
+    }
+
+    /// All nodes but one.
+    pub(super) fn without(&self, node: usize) -> Counts {
         let mut total = Counts::default();
-        self.counts.iter().for_each(|counts| total.add(counts));
+        self.counts.iter().enumerate().filter(|(at, _)| *at != node).for_each(|(_, counts)| total.add(counts));
         total
     }
 
@@ -267,6 +281,13 @@ struct Client {
     value_size: usize,
 }
 
+enum Reached {
+    Yes,
+    No,
+    /// It took no connection a moment ago.
+    NotTried,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
     Read,
@@ -352,14 +373,28 @@ impl Client {
                     None => {}
                 }
             }
-            let used = self.shared.used.load(Ordering::Relaxed);
-            let node = self.random.below(used) as usize;
-            if !self.is_linked(node) {
-                continue;
-            }
+            let Some(node) = self.any_node() else { continue };
             let (key, op) = self.draw();
             self.operate(node, key, op);
         }
+    }
+
+    /// A node drawn by chance, or the next one that takes connections.
+    fn any_node(&mut self) -> Option<usize> {
+        let used = self.shared.used.load(Ordering::Relaxed) as usize;
+        let first = self.random.below(used as u64) as usize;
+        for node in (first..used).chain(0..first) {
+            match self.reach(node) {
+                Reached::Yes => return Some(node),
+                Reached::No => self.seen().counts[node].unreached += 1,
+                Reached::NotTried => {}
+            }
+        }
+        None
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.shared.seen[self.number].lock().expect("nobody panics with it")
     }
 
     /// A key and what to do with it. There always is one: the first key is a busy one.
@@ -373,19 +408,19 @@ impl Client {
     }
 
     /// Whether there is a connection to a node, now at the latest.
-    fn is_linked(&mut self, node: usize) -> bool {
+    fn reach(&mut self, node: usize) -> Reached {
         if self.links[node].is_some() {
-            return true;
+            return Reached::Yes;
         }
-        let now = Instant::now();
-        if now < self.away_until[node] {
-            return false;
+        if Instant::now() < self.away_until[node] {
+            return Reached::NotTried;
         }
         self.links[node] = Link::connect(self.shared.addresses[node], REPLY_PATIENCE).ok();
-        if self.links[node].is_none() {
-            self.away_until[node] = Instant::now() + AWAY;
+        if self.links[node].is_some() {
+            return Reached::Yes;
         }
-        self.links[node].is_some()
+        self.away_until[node] = Instant::now() + AWAY;
+        Reached::No
     }
 
     fn operate(&mut self, node: usize, key: usize, op: Op) {
@@ -474,19 +509,21 @@ impl Client {
                 seen.cold.1 += 1;
             }
         }
+        // Those to nodes that were killed meanwhile have ended; here every end counts.
+        self.links.iter_mut().for_each(|link| *link = None);
         for &node in nodes {
             for key in 0..self.keys.len() {
                 let name = self.key(key);
                 let deadline = Instant::now() + CHECK_PATIENCE;
                 let answer = loop {
-                    let answer = match self.is_linked(node) {
-                        true => self.links[node].as_mut().map(|link| link.call(&[b"GET", &name])),
-                        false => None,
-                    };
-                    match answer {
+                    seen.counts[node].unreached += u64::from(matches!(self.reach(node), Reached::No));
+                    match self.links[node].as_mut().map(|link| link.call(&[b"GET", &name])) {
                         Some(Ok(Answer::Error(text))) => seen.error(&text),
                         Some(Ok(answer)) => break Some(answer),
-                        Some(Err(_)) => self.links[node] = None,
+                        Some(Err(_)) => {
+                            self.links[node] = None;
+                            seen.error("(disconnected)");
+                        }
                         None => {}
                     }
                     if Instant::now() > deadline {
@@ -589,6 +626,17 @@ mod tests {
             assert_eq!(done, expected[..if deleted { 4 } else { 2 }], "key {key}");
         }
         assert_eq!((0..16).filter(|&key| Habit::of(key) == Habit::Busy).count(), 12);
+    }
+
+    #[test]
+    fn the_share_of_what_was_done_leaves_a_node_out() {
+        let mut seen = Seen::new(2);
+        seen.counts[0] = Counts { reads: 15, refused: 2, unknown: 2, cut: 1, unreached: 4, ..Counts::default() };
+        seen.counts[1] = Counts { writes: 10, refused: 10, unreached: 1, ..Counts::default() };
+        assert_eq!(seen.without(1).share(), 0.75);
+        assert_eq!(seen.without(0).unreached, 1);
+        assert_eq!(seen.total().share(), 0.625);
+        assert_eq!(Counts::default().share(), 0.0);
     }
 
     #[test]

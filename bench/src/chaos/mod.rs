@@ -58,7 +58,8 @@ impl Verdict {
         self.bars.push((name, good, figure));
     }
 
-    /// No read contradicted what was acknowledged: `all` while the load ran, `last` when every key was read at the end.
+    /// No read contradicted what was acknowledged: `all` while the load ran, `last` when every key was read at the end,
+    /// from a whole cluster, which had to answer at once.
     fn clean(&mut self, all: &Seen, last: &Seen) {
         let figure = |of: fn(&Seen) -> u64| format!("{} while it ran, {} at the end", of(all), of(last));
         self.check("lost writes", all.lost + last.lost == 0, figure(|seen| seen.lost));
@@ -66,10 +67,18 @@ impl Verdict {
         self.check("deletions undone", resurrected == 0, figure(|seen| seen.resurrected));
         self.check("refused writes found", all.unmade + last.unmade == 0, figure(|seen| seen.unmade));
         self.check("acknowledged", all.total().done() > 0, format!("{}", all.total().done()));
+        let unreached = last.total().unreached;
+        let figure = format!("errors: {}; {unreached} connections failed", last.errors_in_words());
+        self.check("whole means served", last.errors.is_empty() && unreached == 0, figure);
         let (done, cold) = last.cold;
         let figure = format!("{done} of {cold} had all their writes and were left alone");
         self.check("cold keys", done > 0 || cold == 0, figure);
         self.told = last.told.clone();
+    }
+
+    /// Nodes that were up took all connections.
+    fn reached(&mut self, unreached: u64) {
+        self.check("nodes reached", unreached == 0, format!("{unreached} connections to nodes that were up failed"));
     }
 
     fn is_good(&self) -> bool {

@@ -63,9 +63,7 @@ struct Side {
 impl Side {
     /// The share of operations that were done.
     fn share(&self) -> f64 {
-        let Counts { refused, unknown, cut, .. } = self.counts;
-        let done = self.counts.done();
-        done as f64 / ((done + refused + unknown + cut).max(1)) as f64
+        self.counts.share()
     }
 
     fn is_as_it_should_be(&self) -> bool {
@@ -219,6 +217,7 @@ fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
     verdict.check("minority refuses", minority == splits.len(), format!("{minority} of {} {what}", splits.len()));
     let silent: u64 = all.counts.iter().map(|counts| counts.cut).sum();
     verdict.check("clear errors", silent == 0, format!("{silent} without an answer; {}", all.errors_in_words()));
+    verdict.reached(all.total().unreached);
     let longest = all.longest();
     verdict.check("longest operation", longest <= LONGEST, format!("{longest:.2} s of {LONGEST} s"));
     let side =
