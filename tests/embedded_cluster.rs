@@ -100,6 +100,16 @@ fn what_one_node_writes_the_others_read() {
         assert!(!nodes[0].delete("key:7").await.unwrap());
         let many = nodes[1].get_many(&["key:7", "key:8"]).await.unwrap();
         assert_eq!((many.get(0), many.get(1)), (None, Some(&b"value 8"[..])));
+        // A batch may be larger than what a core has under way at once.
+        let keys: Vec<String> = (0..17_000).map(|key| format!("many:{key}")).collect();
+        let pairs: Vec<_> = keys.iter().map(|key| (key, key)).collect();
+        assert!(nodes[0].set_many(&pairs).await.unwrap().iter().all(Result::is_ok));
+        let many = nodes[1].get_many(&keys).await.unwrap();
+        assert!(keys.iter().enumerate().all(|(at, key)| many.get(at) == Some(key.as_bytes())));
+        let wanted = keys.clone();
+        let many = nodes[2].on_core(0, |handle| async move { handle.get_many(&wanted).await }).await.unwrap().unwrap();
+        assert!(keys.iter().enumerate().all(|(at, key)| many.get(at) == Some(key.as_bytes())));
+        assert!(nodes[2].delete_many(&keys).await.unwrap().iter().all(|said| matches!(said, Ok(true))));
         // Levels.
         nodes[0].set_with("all", "three", SetOptions::new().level(Level::All)).await.unwrap();
         for node in &nodes {

@@ -25,7 +25,7 @@ pub(crate) mod start;
 pub(crate) mod view;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use gridkv_cluster::coordinator;
 use gridkv_cluster::ids::{NodeNo, Now};
 use gridkv_cluster::map::{Change, Stage};
-use gridkv_cluster::outbox::{Class, Outbox};
+use gridkv_cluster::outbox::{Class, Failure, Outbox};
 use gridkv_cluster::shards::{Limits, Shards};
 use gridkv_cluster::wire::Message;
 use gridkv_engine::Millis;
@@ -42,7 +42,7 @@ use gridkv_engine::backend::Registry;
 use gridkv_engine::hash::Keyspace;
 use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
-use gridkv_net::frame::{Batch, Frame};
+use gridkv_net::frame::{Batch, Frame, Frames, Status};
 use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers, Priority, SendError};
 use gridkv_net::ring::RingPort;
 
@@ -72,11 +72,24 @@ const fn prefix(kind: u8) -> [u8; PREFIX] {
     bytes
 }
 
+/// A batch of a foreign thread, begun in part.
+struct Waiting {
+    batch: Batch,
+    /// Where its first request is that has not begun.
+    at: usize,
+    /// Which of all that is.
+    next: u32,
+    /// Under which its replies are gathered.
+    group: u32,
+}
+
 /// A core's part in the cluster.
 pub(crate) struct Member {
     shards: Shards,
     out: Outbox,
     requests: Requests,
+    /// Requests of foreign threads that wait for room.
+    waiting: VecDeque<Waiting>,
     started: Instant,
     /// Where the cores of other lives are reached.
     peers: BTreeMap<NodeNo, (SocketAddr, u16)>,
@@ -108,6 +121,8 @@ fn scratch(store: &StoreConfig) -> Result<Store, Error> {
     Ok(Store::new(config, backend))
 }
 
+/// Batches of foreign threads that wait for room, at most.
+const MAX_WAITING: usize = 16 << 10;
 /// How often the deadlines of operations are looked at, at most.
 const LOOK_MS: Millis = 5;
 
@@ -123,6 +138,7 @@ impl Member {
             shards: Shards::new(seat.store.owned.clone(), plane::no_map(&seat.store), limits, Default::default()),
             out: Outbox::new(),
             requests: Requests::new(scratch, timeout_ms),
+            waiting: VecDeque::new(),
             config: seat.config.clone(),
             started: Instant::now(),
             peers: BTreeMap::new(),
@@ -169,7 +185,7 @@ impl Member {
             if is_flush(frame) {
                 // It began as one of all cores, and this one cannot do its part: it never comes to this, see `cores::flush`.
                 let _part = state.flushes.part();
-                replies.push_reply(&frame.head, gridkv_net::frame::Status::Error, 0, NO_FLUSH.as_bytes());
+                replies.push_reply(&frame.head, Status::Error, 0, NO_FLUSH.as_bytes());
             } else {
                 serve::guarded(&mut state.serving(), frame, &mut Vec::new(), &mut replies);
             }
@@ -181,27 +197,50 @@ impl Member {
         }
     }
 
-    /// Begins the requests of a foreign thread.
-    pub(crate) fn begin_group(
-        &mut self,
-        state: &mut State,
-        batch: &Batch,
-        to: futures_channel::oneshot::Sender<Batch>,
-    ) {
+    /// Begins the requests of a foreign thread, behind those that wait. When too many do, these are refused.
+    pub(crate) fn begin_group(&mut self, state: &mut State, batch: Batch, to: futures_channel::oneshot::Sender<Batch>) {
         if batch.is_empty() {
-            let _ = to.send(Batch::new());
+            let _ = to.send(batch);
+            return;
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            let (mut replies, busy) = (Batch::new(), Failure::Busy.to_string());
+            for frame in batch.frames() {
+                let head = &frame.expect("batches inside a node are whole").head;
+                replies.push_reply(head, Status::Error, 0, busy.as_bytes());
+            }
+            let _ = to.send(replies);
             return;
         }
         let group = self.requests.group(batch.len(), to);
-        for (at, frame) in batch.frames().enumerate() {
-            let frame = frame.expect("batches inside a node are whole");
-            self.begin(state, &frame, Origin::Foreign(group, at as u32));
+        self.waiting.push_back(Waiting { batch, at: 0, next: 0, group });
+        self.go_on(state);
+    }
+
+    /// Begins what waits, as far as there is room. Whatever is left is looked at again when something has ended.
+    fn go_on(&mut self, state: &mut State) {
+        while let Some(Waiting { batch, at, mut next, group }) = self.waiting.pop_front() {
+            for frame in Frames::from(batch.bytes(), at) {
+                let frame = frame.expect("batches inside a node are whole");
+                if !self.requests.has_room_for_foreign() {
+                    let at = frame.at();
+                    return self.waiting.push_front(Waiting { batch, at, next, group });
+                }
+                self.begin(state, &frame, Origin::Foreign(group, next));
+                next += 1;
+            }
+            state.mesh.recycle(batch);
         }
     }
 
     /// Whether a session of this core may send one more request.
     pub(crate) fn has_room(&self) -> bool {
         self.requests.has_room()
+    }
+
+    /// How many requests a task of this core may begin at once.
+    pub(crate) fn room_for_task(&self) -> usize {
+        self.requests.room_for_task()
     }
 
     /// Ends operations, runs what peers want ordered, looks at deadlines. Returns whether there was anything.
@@ -218,6 +257,7 @@ impl Member {
             }
         }
         loop {
+            self.go_on(state);
             let done = self.out.take_done();
             let orders = self.shards.take_orders();
             if done.is_empty() && orders.is_empty() {

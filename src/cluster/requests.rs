@@ -171,8 +171,10 @@ impl Lent<'_> {
 /// The requests of one core.
 pub(crate) struct Requests {
     requests: Slab<Request>,
-    /// Bytes of the commands under way.
+    /// Bytes of the requests under way.
     bytes: usize,
+    /// How many of them are of foreign threads.
+    foreign: usize,
     groups: Slab<Group>,
     /// Where commands run on what was read.
     scratch: Store,
@@ -192,8 +194,11 @@ const MAX_KEYS: usize = gridkv_cluster::coordinator::MAX_JOINED;
 const AGAIN_MS: Millis = 50;
 /// Requests of one core that are under way, at most: beyond it sessions wait.
 const MAX_REQUESTS: usize = 8192;
-/// Bytes of their commands, likewise.
-const MAX_BYTES: usize = 256 << 20;
+/// Bytes of them, likewise: half of what the coordinator takes, which refuses nothing as long as it holds no more.
+const MAX_BYTES: usize = 128 << 20;
+/// Of them those of foreign threads, at most, so that a large batch leaves room for sessions; and those that one look of a task
+/// of this core begins.
+const MAX_BATCHED: usize = 1024;
 /// Longest value in a cluster: with its key and the heads of all layers it has to fit into one frame of a link.
 pub(crate) const MAX_VALUE: usize = 64 << 20;
 /// Longest command that is sent to its orderer: likewise.
@@ -211,6 +216,7 @@ impl Requests {
         Requests {
             requests: Slab::new(),
             bytes: 0,
+            foreign: 0,
             groups: Slab::new(),
             scratch,
             buffers: Scratch::default(),
@@ -231,14 +237,27 @@ impl Requests {
         self.requests.len() < MAX_REQUESTS && self.bytes < MAX_BYTES
     }
 
+    /// Whether one more of a foreign thread is begun.
+    pub(crate) fn has_room_for_foreign(&self) -> bool {
+        self.has_room() && self.foreign < MAX_BATCHED
+    }
+
+    /// How many requests a task of this core may begin at once. What it leaves is for sessions.
+    pub(crate) fn room_for_task(&self) -> usize {
+        let free = if self.has_room() { MAX_REQUESTS - self.requests.len() } else { 0 };
+        free.div_ceil(2).min(MAX_BATCHED)
+    }
+
     fn insert(&mut self, request: Request) -> u32 {
         self.bytes += request.bytes;
+        self.foreign += usize::from(matches!(request.origin, Origin::Foreign(..)));
         self.requests.insert(request)
     }
 
     fn take(&mut self, token: u32) -> Option<Request> {
         let request = self.requests.take(token)?;
         self.bytes -= request.bytes;
+        self.foreign -= usize::from(matches!(request.origin, Origin::Foreign(..)));
         Some(request)
     }
 
@@ -263,7 +282,7 @@ impl Requests {
             kind: frame.kind,
             head: frame.head,
             payload: payload.to_vec(),
-            bytes: payload.len(),
+            bytes: frame.payload.len(),
             stage,
             class: Class::Read,
         };

@@ -240,14 +240,15 @@ impl CoreHandle {
         Ok(many.await.into_values())
     }
 
-    /// Asks siblings for their keys of `keys[next..]`, until a lane is full, and reads the own ones meanwhile. Where to
-    /// go on.
+    /// Asks siblings for their keys of `keys[next..]`, until a lane is full or too much is under way to other nodes, and reads
+    /// the own ones meanwhile. Where to go on.
     fn begin_gets<K: AsRef<[u8]>>(&self, keys: &[K], next: usize, slot: u32) -> usize {
         let state = &mut *self.core.state.borrow_mut();
         let now = state.now;
         let group = state.waiters.group(slot);
         let mut own: Vec<(u32, KeyHash)> = Vec::with_capacity(keys.len() - next);
         let mut shared: Vec<(u32, KeyHash)> = Vec::new();
+        let room = self.core.member.borrow().as_ref().map_or(0, cluster::Member::room_for_task);
         let mut end = next;
         for key in &keys[next..] {
             let key = key.as_ref();
@@ -255,6 +256,9 @@ impl CoreHandle {
             if owner == self.core.id && state.solo {
                 own.push((end as u32, hash));
             } else if owner == self.core.id {
+                if shared.len() == room {
+                    break;
+                }
                 shared.push((end as u32, hash));
             } else {
                 let head = Head { conn: LOCAL, hash: hash.0, slot, index: end as u32, ..Head::default() };

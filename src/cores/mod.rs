@@ -273,8 +273,7 @@ impl Core {
                     if !state.solo {
                         let mut member = self.member.borrow_mut();
                         let member = member.as_mut().expect("a core that is not solo has a part in a cluster");
-                        member.begin_group(state, &requests, reply);
-                        state.mesh.recycle(requests);
+                        member.begin_group(state, requests, reply);
                         continue;
                     }
                     let mut replies = state.mesh.spare();
