@@ -413,7 +413,7 @@ const SETTINGS: &[Setting] = &[
         key: "change_log_entries",
         value: "COUNT",
         group: TUNING,
-        help: "Writes that each shard remembers for replicas to come",
+        help: "Writes that each shard remembers, for followers and durable backends to come",
         set: |s, text| put(&mut s.config.change_log_entries, number("change_log_entries", text)),
         show: |s| Some(count(s.config.change_log_entries)),
     },
