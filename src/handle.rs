@@ -90,7 +90,7 @@ impl SetOptions {
         SetOptions::default()
     }
 
-    /// The entry expires that long from now; whole milliseconds, at least one.
+    /// The entry expires that long from now; whole milliseconds, at least one. Wins over [`SetOptions::keep_ttl`].
     pub fn ttl(mut self, ttl: Duration) -> SetOptions {
         self.ttl = Some(ttl);
         self
@@ -340,7 +340,8 @@ impl GridKv {
     /// Streams all pairs whose key starts with `prefix`, in no useful order.
     ///
     /// A key that exists all along is seen exactly once (twice only if its core's table answers a page again); one that
-    /// comes or goes meanwhile may or may not be seen.
+    /// comes or goes meanwhile may or may not be seen. In a cluster with more nodes than copies these are the keys of which this node
+    /// has a copy, and no others.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
         Scan::new(self.clone(), prefix.as_ref())
     }
@@ -361,7 +362,7 @@ impl GridKv {
     /// Deletes every key on every core.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`]. [`Error::Reply`] while other nodes hold copies: nothing is deleted.
     pub async fn clear(&self) -> Result<(), Error> {
         self.on_core(0, |handle| async move { handle.clear_all().await }).await?
     }
