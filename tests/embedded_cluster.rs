@@ -120,6 +120,11 @@ fn what_one_node_writes_the_others_read() {
         nodes[0].set("past", "v").await.unwrap();
         says(&mut client(&nodes[1]), &[("SET past w PXAT 1", "+OK"), ("GET past", "$-1")]);
         assert_eq!(nodes[2].get("past").await.unwrap(), None);
+        // Who is answered at once would be answered 0 after a minute.
+        let mut client = client(&nodes[1]);
+        says(&mut client, &[("SET k v", "+OK"), ("WAIT 1 0", ":1"), ("WAIT 2 1", ":1")]);
+        says(&mut client, &[("CLIENT CONSISTENCY all", "+OK"), ("WAIT 2 0", ":2")]);
+        says(&mut client, &[("CLIENT CONSISTENCY one", "+OK"), ("WAIT 1 1", ":0")]);
         for node in nodes {
             node.close().await.unwrap();
         }

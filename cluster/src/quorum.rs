@@ -86,7 +86,8 @@ impl Level {
         }
     }
 
-    fn need(self, quorum: usize, n: usize) -> usize {
+    /// Answers that it asks for of `n` replicas, whose quorum is that many.
+    pub fn need(self, quorum: usize, n: usize) -> usize {
         match self {
             Level::One => 1,
             Level::Quorum => quorum,

@@ -399,6 +399,13 @@ impl Member {
         self.out.clear_sends();
     }
 
+    /// How many replicas have each write at least that was acknowledged at that level.
+    pub(crate) fn written_to(&self, level: Level) -> usize {
+        let map = &self.shards.view().map;
+        let fewest = map.placements.iter().map(|placement| placement.replicas.len()).min().unwrap_or(0);
+        level.need(map.quorums.of(fewest).0, fewest.max(1)).max(1)
+    }
+
     /// Counters of the machines.
     pub(crate) fn stats(&self) -> gridkv_cluster::shards::ShardStats {
         self.shards.stats()

@@ -274,7 +274,7 @@ impl Requests {
 
     /// Begins a request. `Err` when it is none for replicated data: then the core serves it by itself.
     pub(crate) fn begin(&mut self, lent: &mut Lent<'_>, frame: &Frame<'_>, origin: Origin) -> Result<(), Origin> {
-        let (hash, level) = (KeyHash(frame.head.hash), level_of(&frame.head));
+        let (hash, level) = (KeyHash(frame.head.hash), level_of(frame.head.level));
         let patience = lent.now.mono + self.timeout;
         let request = |stage, payload: &[u8]| Request {
             patience,
@@ -389,7 +389,7 @@ impl Requests {
                         return self.execute(lent, token, nothing);
                     }
                     _ => {
-                        let mut level = level_of(&head);
+                        let mut level = level_of(head.level);
                         if class != Class::Read {
                             level = level.at_least(quorums(lent, &head).1);
                         }
@@ -467,7 +467,7 @@ impl Requests {
             request.stage = Stage::Writing { status, aux, bytes };
             request.payload = payload;
         }
-        let mut level = level_of(&head);
+        let mut level = level_of(head.level);
         if ordered {
             // It is of no use on fewer replicas than the next one reads.
             level = level.at_least(quorums(lent, &head).0);
@@ -638,9 +638,9 @@ pub(crate) fn level_word(level: Level) -> u32 {
     }
 }
 
-/// The level that a head carries; unknown words mean the cluster's own.
-fn level_of(head: &Head) -> Level {
-    match head.level {
+/// The level that a word of a head stands for; unknown words mean the cluster's own.
+pub(crate) fn level_of(word: u32) -> Level {
+    match word {
         1 => Level::One,
         2 => Level::All,
         word if word >> 8 == 1 => Level::Exactly(word as u8),

@@ -246,7 +246,7 @@ impl Backplane for Plane<'_> {
 
     fn node(&mut self, slot: u32, client: &Client, spec: &'static Spec, args: &[&[u8]]) {
         self.state.metrics.record_command(spec, 1);
-        let caller = Caller { client: client.id, protocol: client.protocol };
+        let caller = Caller { client: client.id, protocol: client.protocol, level: self.level };
         let args = args.iter().map(|arg| arg.to_vec()).collect();
         let answer = server::answer(self.core.clone(), caller, spec, args);
         super::connections::answer_later(self.core, self.conn, slot, answer);

@@ -295,7 +295,7 @@ mod tests {
     }
 
     fn me() -> Caller {
-        Caller { client: 3, protocol: Protocol::Resp2 }
+        Caller { client: 3, protocol: Protocol::Resp2, level: 0 }
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub(crate) use admin::shard_counts;
 pub(crate) use cluster::tests::three as cluster_view_of_three;
 pub(crate) use slow::note;
 
+use crate::cluster::requests::level_of;
 use crate::cores::CoreRc;
 
 /// The longest that `WAIT` and `DEBUG SLEEP` let their client wait, whatever it asks for: a bound on forgotten tasks.
@@ -65,6 +66,8 @@ pub(crate) struct Caller {
     /// As `CLIENT ID` shows it.
     pub(crate) client: u64,
     pub(crate) protocol: Protocol,
+    /// How many replicas its requests ask for, as a head of a frame has it.
+    pub(crate) level: u32,
 }
 
 /// Why a command is refused: the whole error line. Nothing was changed and nothing of a reply was written.
@@ -141,7 +144,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&
         "randomkey" => keys::random(core, out).await,
         "role" => role(out),
         "time" => time(out),
-        "wait" => wait(args, out).await,
+        "wait" => wait(core, caller, args, out).await,
         "shutdown" => shutdown(core, args),
         name if name.starts_with("cluster|") => cluster::answer(core, &name["cluster|".len()..], args, out).await,
         name => Err(format!("ERR '{name}' is not served by this node").into()),
@@ -166,17 +169,20 @@ fn time(out: &mut dyn Reply) -> Outcome {
     Ok(())
 }
 
-/// `WAIT numreplicas timeout`. There are no replicas: a client that wants some waits for its timeout and learns of none.
-async fn wait(args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+/// `WAIT numreplicas timeout`. A write is on as many replicas as its level asks for when it is acknowledged: of these all but one
+/// are others. Who wants more waits for its timeout and learns of those.
+async fn wait(core: &CoreRc, caller: &Caller, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
     let replicas = integer(args[1])?;
     let timeout = integer(args[2]).map_err(|_| "ERR timeout is not an integer or out of range")?;
     let timeout = u64::try_from(timeout).map_err(|_| "ERR timeout is negative")?;
-    if replicas > 0 {
+    let level = level_of(caller.level);
+    let others = core.member.borrow().as_ref().map_or(0, |member| member.written_to(level) as i64 - 1);
+    if replicas > others {
         // A timeout of 0 means for ever.
         let asked = if timeout == 0 { LONGEST_WAIT } else { Duration::from_millis(timeout) };
         glommio::timer::sleep(asked.min(LONGEST_WAIT)).await;
     }
-    out.integer(0);
+    out.integer(others);
     Ok(())
 }
 
@@ -238,7 +244,7 @@ mod tests {
         let words: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let spec = command::resolve(&words).unwrap_or_else(|refusal| panic!("{refusal}"));
         let answered = db.on_core(core, move |handle| async move {
-            let caller = Caller { client: 1, protocol: Protocol::Resp2 };
+            let caller = Caller { client: 1, protocol: Protocol::Resp2, level: 0 };
             answer(handle.core().clone(), caller, spec, args).await
         });
         String::from_utf8(block_on(answered).expect("the node runs")).expect("the replies asked for are text")
