@@ -5,28 +5,23 @@
 //! ```
 //!
 //! What is moved is what replicas have sent to fill others, as the nodes count it (`sent_bytes`). Ideal is one transfer of
-//! each copy that is where it was not before; each entry counts with its key, its value and [`HEAD`] bytes.
+//! each copy that is where it was not before, with its part of the entries ([`Entries::bytes`]).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::entries::Entries;
 use super::load::{Load, LoadArgs, Seen};
 use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
 use crate::latency::Latencies;
-use crate::link::{Answer, Link};
+use crate::link::Answer;
 use crate::nodes::{NodeArgs, Nodes, loopback};
-use crate::options::count;
 use crate::units;
 
 const WHOLE: Duration = Duration::from_secs(180);
-const ANSWER: Duration = Duration::from_secs(10);
-/// Keys that are written with one command.
-const TOGETHER: u64 = 50;
-/// Bytes of an entry beside its key and value: its hash, version, expiry and lengths.
-const HEAD: u64 = 48;
 /// How long the load is watched while nothing moves.
 const REST: Duration = Duration::from_secs(4);
 /// The bars.
@@ -37,12 +32,8 @@ const SLOWER: f64 = 2.0;
 /// Two nodes join three, and one is drained, under load
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Entries that are there from the beginning
-    #[arg(long, default_value = "50k", value_parser = units::number, value_name = "COUNT")]
-    entries: u64,
-    /// Bytes of each of their values
-    #[arg(long, default_value = "1000", value_parser = count, value_name = "BYTES")]
-    entry_size: usize,
+    #[command(flatten)]
+    entries: Entries,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
@@ -79,15 +70,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     nodes.found(3, WHOLE)?;
-    fill(args, nodes)?;
-    eprintln!("3 nodes, {} entries of {}", args.entries, units::bytes(args.entry_size as f64));
+    args.entries.write(nodes)?;
     let load = Load::start(&args.load, nodes.clients(), 3);
     std::thread::sleep(REST);
     let mut all = load.take();
     eprintln!("before: {}", counts_in_words(&all));
     let mut done = Vec::new();
     for (name, node) in [("join of a 4th", 3), ("join of a 5th", 4)] {
-        done.push(change(args, nodes, &load, name, |nodes| {
+        done.push(change(args, nodes, &load, (name, &mut all), |nodes| {
             nodes.start(node, &[0])?;
             load.use_nodes(node + 1);
             // Before the first move is planned all is whole as well.
@@ -102,9 +92,8 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     let held = nodes.wait(WHOLE, 0, "does not tell its members", || held(nodes))?;
     let most = held.iter().max().copied().unwrap_or(0) as f64;
     let balance = most * held.len() as f64 / held.iter().sum::<u64>().max(1) as f64;
-    done.push(change(args, nodes, &load, "drain of the 2nd", |nodes| drain(nodes, 1))?);
+    done.push(change(args, nodes, &load, ("drain of the 2nd", &mut all), |nodes| drain(nodes, 1))?);
     let (rested, rest) = load.stop();
-    all.add(&rest);
     // All changes together, and all calm times: one of them alone is too short for a p99.
     let (mut busy, mut calm) = (Latencies::new(), all.took.clone());
     for change in &done {
@@ -112,11 +101,11 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
         calm.add(&change.rest.took);
     }
     let last = rested.check(&nodes.live());
-    let gone = missing(args, nodes)?;
+    all.add(&rest);
     done.iter().flat_map(|change| [&change.seen, &change.rest]).for_each(|seen| all.add(seen));
     let mut verdict = Verdict::default();
     verdict.clean(&all, &last);
-    verdict.check("entries that are gone", gone == 0, format!("{gone} of {}", args.entries));
+    args.entries.check(nodes, &mut verdict)?;
     let worst = done.iter().map(Change::ratio).fold(0.0, f64::max);
     verdict.check("bytes moved", worst <= MOVED, format!("{worst:.2}x of {MOVED}x ideal"));
     let errors: u64 = all.errors.values().sum();
@@ -139,23 +128,23 @@ fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     Ok(super::tell(args.json, &[longest], &all, &verdict, more))
 }
 
-/// Does something and waits for its end; what was moved meanwhile.
+/// Does something and waits for its end; what was moved meanwhile. What clients saw between the last change and this one
+/// is added to `all`.
 fn change(
     args: &Args,
     nodes: &mut Nodes,
     load: &Load,
-    name: &'static str,
+    (name, all): (&'static str, &mut Seen),
     act: impl FnOnce(&mut Nodes) -> Result<(), Failure>,
 ) -> Result<Change, Failure> {
-    load.take();
+    all.add(&load.take());
     let (before, sent) = (copies(nodes)?, sent(nodes)?);
     let start = Instant::now();
     act(nodes)?;
     let seconds = start.elapsed().as_secs_f64();
     let after = copies(nodes)?;
     let new = after.difference(&before).count();
-    let entry = args.entry_size as u64 + HEAD + key(0).len() as u64;
-    let ideal = new as u64 * args.entries * entry / u64::from(args.each.shards());
+    let ideal = new as u64 * args.entries.bytes() / u64::from(args.each.shards());
     let moved = self::sent(nodes)? - sent;
     let seen = load.take();
     std::thread::sleep(REST);
@@ -218,39 +207,4 @@ fn sent(nodes: &Nodes) -> Result<u64, Failure> {
         })
     };
     nodes.live().into_iter().map(of).sum()
-}
-
-fn key(number: u64) -> Vec<u8> {
-    format!("entry:{number:012}").into_bytes()
-}
-
-/// Writes the entries.
-fn fill(args: &Args, nodes: &Nodes) -> Result<(), Failure> {
-    let addr = nodes.clients()[0];
-    let failed = |source| Failure::Connect { addr, source };
-    let mut link = Link::connect(addr, ANSWER).map_err(failed)?;
-    let value = vec![b'v'; args.entry_size];
-    for from in (0..args.entries).step_by(TOGETHER as usize) {
-        let keys: Vec<Vec<u8>> = (from..(from + TOGETHER).min(args.entries)).map(key).collect();
-        let mut words: Vec<&[u8]> = vec![b"MSET"];
-        keys.iter().for_each(|key| words.extend([key.as_slice(), &value]));
-        if let Answer::Error(reply) = link.call(&words).map_err(failed)? {
-            return Err(Failure::Refused { addr, reply });
-        }
-    }
-    Ok(())
-}
-
-/// How many of the entries are not found, asked from the nodes in turn.
-fn missing(args: &Args, nodes: &Nodes) -> Result<u64, Failure> {
-    let mut links = Vec::new();
-    for addr in nodes.clients() {
-        links.push(Link::connect(addr, ANSWER).map_err(|source| Failure::Connect { addr, source })?);
-    }
-    let (mut gone, count) = (0, links.len() as u64);
-    for number in 0..args.entries {
-        let answer = links[(number % count) as usize].call(&[b"GET", &key(number)]);
-        gone += u64::from(!matches!(answer, Ok(Answer::Value(_))));
-    }
-    Ok(gone)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::entries::Entries;
 use super::load::{Load, LoadArgs, Seen};
 use super::{Figures, Verdict, counts_in_words};
 use crate::failure::Failure;
@@ -40,6 +41,8 @@ pub(crate) struct Args {
     /// Kills
     #[arg(long, default_value = "40", value_parser = count, value_name = "COUNT")]
     kills: usize,
+    #[command(flatten)]
+    entries: Entries,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
@@ -85,6 +88,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     nodes.found(args.nodes, WHOLE)?;
     eprintln!("{} nodes, every shard has its copies", args.nodes);
+    args.entries.write(nodes)?;
     let load = Load::start(&args.load, nodes.clients(), args.nodes);
     let mut random = Random::new(args.load.seed, u64::MAX);
     // A second without trouble, to have something to compare with.
@@ -132,7 +136,9 @@ fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     all.add(&rest);
     nodes.wait_until_whole(WHOLE)?;
     let last = rested.check(&nodes.live());
-    Ok(tell(args, &kills, &all, &last))
+    let mut verdict = Verdict::default();
+    args.entries.check(nodes, &mut verdict)?;
+    Ok(tell(args, &kills, &all, &last, verdict))
 }
 
 /// Kills a node; how long until the first survivor and until all of them see it gone.
@@ -156,12 +162,11 @@ fn detection(nodes: &mut Nodes, node: usize) -> Result<(f64, f64), Failure> {
     Ok((first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64()))
 }
 
-fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen) -> bool {
+fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen, mut verdict: Verdict) -> bool {
     let first = Figures::of("detected_first_s", "seen by the first survivor", kills, |kill| kill.first);
     let detected = Figures::of("detected_s", "seen by all survivors", kills, |kill| kill.all);
     let whole = Figures::of("whole_s", "whole after the restart", kills, |kill| kill.whole);
     let longest = Figures::of("longest_s", "longest operation", kills, |kill| kill.seen.longest());
-    let mut verdict = Verdict::default();
     verdict.check("kills made", kills.len() == args.kills, format!("{} of {}", kills.len(), args.kills));
     verdict.clean(all, last);
     let (p50, p99, most) = (detected.at(0.5), detected.at(0.99), longest.most());

@@ -6,9 +6,11 @@
 //! | `partition` | a minority is cut off for a while |
 //! | `grow` | nodes join, one is drained |
 //!
-//! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that. Each command ends with a
+//! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that. [`entries`] are written
+//! before and read after all. Each command ends with a
 //! [`Verdict`]: what was promised, and whether it was kept; the exit code is 1 where it was not.
 
+mod entries;
 mod grow;
 mod kill;
 mod ledger;
@@ -73,7 +75,7 @@ impl Verdict {
         let (done, cold) = last.cold;
         let figure = format!("{done} of {cold} had all their writes and were left alone");
         self.check("cold keys", done > 0 || cold == 0, figure);
-        self.told = last.told.clone();
+        self.told.extend(all.told.iter().chain(&last.told).cloned());
     }
 
     /// Nodes that were up took all connections.
