@@ -120,6 +120,11 @@ fn what_one_node_writes_the_others_read() {
         nodes[0].set("past", "v").await.unwrap();
         says(&mut client(&nodes[1]), &[("SET past w PXAT 1", "+OK"), ("GET past", "$-1")]);
         assert_eq!(nodes[2].get("past").await.unwrap(), None);
+        let many = (0..5000).map(|key| format!(" many:{key}")).collect::<String>();
+        says(
+            &mut client(&nodes[1]),
+            &[(&format!("MGET{many}"), "-ERR a command in a cluster may name 4096 keys of one core")],
+        );
         // Who is answered at once would be answered 0 after a minute.
         let mut client = client(&nodes[1]);
         says(&mut client, &[("SET k v", "+OK"), ("WAIT 1 0", ":1"), ("WAIT 2 1", ":1")]);

@@ -665,7 +665,7 @@ fn plan<'f>(frame: &Frame<'f>) -> Result<(Class, Vec<&'f [u8]>), String> {
     fits(spec, args)?;
     let keys: BTreeSet<&[u8]> = spec.keys(args.len()).map(|at| args[at]).collect();
     if keys.len() > MAX_KEYS {
-        return Err(format!("ERR a command in a cluster may name {MAX_KEYS} keys"));
+        return Err(format!("ERR a command in a cluster may name {MAX_KEYS} keys of one core: send it in parts"));
     }
     Ok((class(spec, args), keys.into_iter().collect()))
 }
@@ -694,7 +694,7 @@ fn transaction<'f>(payload: &'f [u8], args: &mut Vec<&'f [u8]>) -> Result<(Class
             only_reads &= class(spec, args) == Class::Read;
         }
         if keys.len() > MAX_KEYS {
-            return Err(format!("ERR a transaction in a cluster may name {MAX_KEYS} keys"));
+            return Err(format!("ERR a transaction in a cluster may name {MAX_KEYS} keys: send it in parts"));
         }
     }
     let class = match () {
