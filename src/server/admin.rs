@@ -54,8 +54,9 @@ pub(super) async fn answer(core: &CoreRc, view: &ClusterView, args: &[&[u8]], ou
         [what, shards] if word(what, "accept-loss") => {
             let steps = accept_loss(view, shards)?;
             let count = steps.len();
-            for part in steps.chunks(STEPS) {
-                propose(core, Change::Steps(part.to_vec())).await?;
+            for (at, part) in steps.chunks(STEPS).enumerate() {
+                let change = Change::Steps(part.to_vec());
+                propose(core, change).await.map_err(|why| in_part(at * STEPS, count, why))?;
             }
             out.integer(count as i64);
         }
@@ -116,6 +117,16 @@ fn shard_here(view: &ClusterView, text: &[u8]) -> Result<u16, Refused> {
 
 async fn propose(core: &CoreRc, change: Change) -> Result<(), Refused> {
     cluster::propose(core, change).await.map_err(|why| format!("ERR {why}").into())
+}
+
+/// What is told of an order of `all` changes when `done` of them were made before one was refused.
+fn in_part(done: usize, all: usize, why: Refused) -> Refused {
+    if done == 0 {
+        return why;
+    }
+    let why = why.to_string();
+    let why = why.trim_start_matches("ERR ").trim_end_matches("; nothing was changed");
+    format!("ERR {done} of {all} shards were changed, the others not: {why}").into()
 }
 
 /// The member that `id` names, by the number of a life or the id of a node.
@@ -411,6 +422,9 @@ mod tests {
     fn losses_are_accepted_only_where_there_are_some() {
         let view = three();
         assert!(refusal(accept_loss(&view, b"all")).contains("nothing is lost"));
+        let refused = |done| in_part(done, 3000, "ERR too few voters answer; nothing was changed".into()).to_string();
+        assert_eq!(refused(0), "ERR too few voters answer; nothing was changed");
+        assert_eq!(refused(2048), "ERR 2048 of 3000 shards were changed, the others not: too few voters answer");
         assert!(refusal(accept_loss(&alive(&view, &[1, 2]), b"5")).contains("nothing is lost"));
         for nonsense in ["32", "-1", "some"] {
             assert!(refusal(accept_loss(&view, nonsense.as_bytes())).contains("from 0 to 31"), "{nonsense}");
