@@ -3,6 +3,8 @@
 //! [`note`] is the way in: a session calls it for a command that [`Settings::is_slow`] found slow. What it keeps lies in
 //! the core's own ring and monitor; the commands merge copies of them.
 //!
+//! Not timed: a plain GET or SET, and what waits for another core or for other nodes. Of these nobody keeps the arguments.
+//!
 //! Times are measured over all commands together, so `LATENCY HISTOGRAM` counts calls by command and leaves the
 //! histograms empty; `/metrics` has the histogram of all requests.
 
