@@ -8,6 +8,8 @@
 //! left alone after its first acknowledged write, or after that and one deletion ([`Habit`]); of some of these not even
 //! reads, which repair what they find, come before the end.
 //!
+//! Each client has a counter besides, on which it increments: the one conditional command here ([`super::counter`]).
+//!
 //! `check` reads every key from every node at the end.
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::counter::Counter;
 use super::ledger::{Contradiction, Ending, Floor, Ledger};
 use crate::latency::Latencies;
 use crate::link::{Answer, Link};
@@ -31,6 +34,9 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(8);
 const AWAY: Duration = Duration::from_millis(50);
 /// Of that many times that a cold key is drawn, it is written or deleted once, while that is still to be done.
 const COLD_STEP: u64 = 16;
+/// Of that many operations one is on the counter; of that many of these one is a read.
+const COUNTS: u64 = 32;
+const COUNT_READS: u64 = 4;
 /// Contradictions that are told in words.
 const TOLD: usize = 20;
 /// How long one key may be refused in the last check.
@@ -62,6 +68,7 @@ pub(super) struct Counts {
     pub(super) writes: u64,
     pub(super) deletes: u64,
     pub(super) reads: u64,
+    pub(super) increments: u64,
     pub(super) refused: u64,
     pub(super) unknown: u64,
     /// The connection ended, or nothing came for longer than any operation may take.
@@ -72,7 +79,7 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn done(&self) -> u64 {
-        self.writes + self.deletes + self.reads
+        self.writes + self.deletes + self.reads + self.increments
     }
 
     /// The share of operations that were done; none if there were none.
@@ -85,6 +92,7 @@ impl Counts {
         self.writes += other.writes;
         self.deletes += other.deletes;
         self.reads += other.reads;
+        self.increments += other.increments;
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.cut += other.cut;
@@ -107,6 +115,8 @@ pub(super) struct Seen {
     pub(super) lost: u64,
     pub(super) resurrected: u64,
     pub(super) unmade: u64,
+    /// Answers of counters that contradict the increments that were acknowledged.
+    pub(super) miscounted: u64,
     /// Of the cold keys, how many have had all their writes; and all of them. Known at the end only.
     pub(super) cold: (u64, u64),
     /// Contradictions in words, some of them.
@@ -137,7 +147,7 @@ impl Seen {
 
     /// Whether nothing was contradicted.
     pub(super) fn is_clean(&self) -> bool {
-        self.lost + self.resurrected + self.unmade == 0
+        self.lost + self.resurrected + self.unmade + self.miscounted == 0
     }
 
     pub(super) fn add(&mut self, other: &Seen) {
@@ -151,6 +161,7 @@ impl Seen {
         self.lost += other.lost;
         self.resurrected += other.resurrected;
         self.unmade += other.unmade;
+        self.miscounted += other.miscounted;
         self.cold = (self.cold.0 + other.cold.0, self.cold.1 + other.cold.1);
         let room = TOLD.saturating_sub(self.told.len());
         self.told.extend(other.told.iter().take(room).cloned());
@@ -168,8 +179,38 @@ impl Seen {
             Contradiction::Resurrected => self.resurrected += 1,
             Contradiction::Unmade => self.unmade += 1,
         }
+        self.tell(|| format!("{what:?}: {}", told()));
+    }
+
+    fn miscounts(&mut self, what: Contradiction, told: impl FnOnce() -> String) {
+        self.miscounted += 1;
+        self.tell(|| format!("{what:?} increment: {}", told()));
+    }
+
+    fn tell(&mut self, told: impl FnOnce() -> String) {
         if self.told.len() < TOLD {
-            self.told.push(format!("{what:?}: {}", told()));
+            self.told.push(told());
+        }
+    }
+
+    /// Counts how an operation went on, and what that means for it.
+    fn ended(&mut self, node: usize, took: Duration, answer: &io::Result<Answer>) -> Ending {
+        self.took.record(took.as_nanos() as u64, 1);
+        match answer {
+            Ok(Answer::Error(text)) => {
+                let is_unknown = text.starts_with("UNKNOWN");
+                let counts = &mut self.counts[node];
+                *if is_unknown { &mut counts.unknown } else { &mut counts.refused } += 1;
+                self.error(text);
+                if is_unknown { Ending::Unknown } else { Ending::Refused }
+            }
+            Ok(_) => Ending::Acknowledged,
+            Err(error) => {
+                self.counts[node].cut += 1;
+                let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                self.error(if silent { "(silence)" } else { "(disconnected)" });
+                Ending::Unknown
+            }
         }
     }
 
@@ -275,6 +316,7 @@ struct Client {
     shared: Arc<Shared>,
     random: Random,
     keys: Vec<Ledger>,
+    counter: Counter,
     links: Vec<Option<Link>>,
     away_until: Vec<Instant>,
     gap: Option<Duration>,
@@ -348,6 +390,7 @@ impl Client {
             number,
             random: Random::new(args.seed, number as u64),
             keys: vec![Ledger::new(); args.keys],
+            counter: Counter::default(),
             links: (0..nodes).map(|_| None).collect(),
             away_until: vec![shared.start; nodes],
             gap,
@@ -374,6 +417,10 @@ impl Client {
                 }
             }
             let Some(node) = self.any_node() else { continue };
+            if self.random.below(COUNTS) == 0 {
+                self.count(node);
+                continue;
+            }
             let (key, op) = self.draw();
             self.operate(node, key, op);
         }
@@ -438,25 +485,9 @@ impl Client {
             self.links[node] = None;
         }
         let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
-        seen.took.record(took.as_nanos() as u64, 1);
         let ledger = &mut self.keys[key];
         let time = (start - self.shared.start, start + took - self.shared.start);
-        let ending = match &answer {
-            Ok(Answer::Error(text)) => {
-                let is_unknown = text.starts_with("UNKNOWN");
-                let counts = &mut seen.counts[node];
-                *if is_unknown { &mut counts.unknown } else { &mut counts.refused } += 1;
-                seen.error(text);
-                if is_unknown { Ending::Unknown } else { Ending::Refused }
-            }
-            Ok(_) => Ending::Acknowledged,
-            Err(error) => {
-                seen.counts[node].cut += 1;
-                let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-                seen.error(if silent { "(silence)" } else { "(disconnected)" });
-                Ending::Unknown
-            }
-        };
+        let ending = seen.ended(node, took, &answer);
         let what = match (op, ending) {
             (Op::Read, Ending::Acknowledged) => "read",
             (Op::Read, _) => "failed read",
@@ -501,6 +532,66 @@ impl Client {
         }
     }
 
+    /// Increments the counter, or reads it.
+    fn count(&mut self, node: usize) {
+        let name = self.counter_key();
+        let increments = self.random.below(COUNT_READS) > 0;
+        let Some(link) = &mut self.links[node] else { return };
+        let start = Instant::now();
+        let answer = link.call(&[if increments { b"INCR" } else { b"GET" }, &name]);
+        let took = start.elapsed();
+        if answer.is_err() {
+            self.links[node] = None;
+        }
+        let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
+        let (ending, expected) = (seen.ended(node, took, &answer), self.counter.expected());
+        let says = answer.ok().as_ref().and_then(counted);
+        let result = match (ending, increments) {
+            (Ending::Acknowledged, true) => {
+                seen.counts[node].increments += 1;
+                says.map_or(Err(Contradiction::Unmade), |says| self.counter.incremented(says))
+            }
+            (Ending::Acknowledged, false) => {
+                seen.counts[node].reads += 1;
+                says.map_or(Err(Contradiction::Unmade), |says| self.counter.found(says))
+            }
+            (_, true) => {
+                self.counter.failed(ending);
+                Ok(())
+            }
+            (_, false) => Ok(()),
+        };
+        if let Err(what) = result {
+            let what_it_is = if increments { "an increment" } else { "a read" };
+            seen.miscounts(what, || miscounted(&name, node, what_it_is, says, &expected));
+        }
+    }
+
+    fn counter_key(&self) -> Vec<u8> {
+        format!("chaos:{}:counter", self.number).into_bytes()
+    }
+
+    /// Reads a key at a node for the last check; nothing if it cannot be read for long.
+    fn read_at_last(&mut self, node: usize, name: &[u8], seen: &mut Seen) -> Option<Answer> {
+        let deadline = Instant::now() + CHECK_PATIENCE;
+        loop {
+            seen.counts[node].unreached += u64::from(matches!(self.reach(node), Reached::No));
+            match self.links[node].as_mut().map(|link| link.call(&[b"GET", name])) {
+                Some(Ok(Answer::Error(text))) => seen.error(&text),
+                Some(Ok(answer)) => return Some(answer),
+                Some(Err(_)) => {
+                    self.links[node] = None;
+                    seen.error("(disconnected)");
+                }
+                None => {}
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            std::thread::sleep(AWAY);
+        }
+    }
+
     fn check(&mut self, nodes: &[usize]) -> Seen {
         let mut seen = Seen::new(self.shared.addresses.len());
         for (key, ledger) in self.keys.iter().enumerate() {
@@ -514,23 +605,7 @@ impl Client {
         for &node in nodes {
             for key in 0..self.keys.len() {
                 let name = self.key(key);
-                let deadline = Instant::now() + CHECK_PATIENCE;
-                let answer = loop {
-                    seen.counts[node].unreached += u64::from(matches!(self.reach(node), Reached::No));
-                    match self.links[node].as_mut().map(|link| link.call(&[b"GET", &name])) {
-                        Some(Ok(Answer::Error(text))) => seen.error(&text),
-                        Some(Ok(answer)) => break Some(answer),
-                        Some(Err(_)) => {
-                            self.links[node] = None;
-                            seen.error("(disconnected)");
-                        }
-                        None => {}
-                    }
-                    if Instant::now() > deadline {
-                        break None;
-                    }
-                    std::thread::sleep(AWAY);
-                };
+                let answer = self.read_at_last(node, &name, &mut seen);
                 let ledger = &mut self.keys[key];
                 let found = answer.and_then(found);
                 match found {
@@ -542,6 +617,12 @@ impl Client {
                     }
                     None => seen.contradicted(Contradiction::Lost, || told(&name, node, None, ledger)),
                 }
+            }
+            let name = self.counter_key();
+            let says = self.read_at_last(node, &name, &mut seen).as_ref().and_then(counted);
+            let result = says.map_or(Err(Contradiction::Lost), |says| self.counter.found(says));
+            if let Err(what) = result {
+                seen.miscounts(what, || miscounted(&name, node, "the last read", says, &self.counter.expected()));
             }
         }
         seen
@@ -567,6 +648,16 @@ fn found(answer: Answer) -> Option<Option<u64>> {
     }
 }
 
+/// What a counter is, as a read or an increment says; before the first one there is none.
+fn counted(answer: &Answer) -> Option<i64> {
+    match answer {
+        Answer::Number(number) => Some(*number),
+        Answer::Value(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+        Answer::Nothing => Some(0),
+        Answer::Done | Answer::Error(_) => None,
+    }
+}
+
 /// Whether a deletion says that there was something.
 fn existed(answer: &Answer) -> Option<bool> {
     match answer {
@@ -583,6 +674,11 @@ fn told(key: &[u8], node: usize, found: Option<Option<u64>>, ledger: &Ledger) ->
         None => "no answer, or a strange one".into(),
     };
     in_words(key, node, &found, &ledger.expected(), ledger)
+}
+
+fn miscounted(key: &[u8], node: usize, what: &str, says: Option<i64>, expected: &str) -> String {
+    let (key, says) = (String::from_utf8_lossy(key), says.map_or("nothing of use".into(), |says| says.to_string()));
+    format!("{key} at node {node}: {what} says {says} when {expected} were acknowledged or may have been done")
 }
 
 fn in_words(key: &[u8], node: usize, found: &str, expected: &str, ledger: &Ledger) -> String {
@@ -602,6 +698,21 @@ mod tests {
         assert_eq!(read(value(1234, 1)), Some(Some(1234)));
         assert_eq!(read(b"".to_vec()), None);
         assert_eq!(found(Answer::Nothing), Some(None));
+    }
+
+    #[test]
+    fn a_counter_that_contradicts_itself_is_not_clean() {
+        let read = |bytes: &[u8]| counted(&Answer::Value(bytes.to_vec()));
+        assert_eq!((counted(&Answer::Number(3)), read(b"12"), counted(&Answer::Nothing)), (Some(3), Some(12), Some(0)));
+        assert_eq!((read(b"12 x"), counted(&Answer::Done)), (None, None));
+        let (mut seen, mut all) = (Seen::new(1), Seen::new(1));
+        seen.miscounts(Contradiction::Lost, || miscounted(b"c", 0, "a read", Some(4), "5"));
+        all.add(&seen);
+        assert!(!all.is_clean());
+        assert_eq!(
+            all.told,
+            ["Lost increment: c at node 0: a read says 4 when 5 were acknowledged or may have been done"]
+        );
     }
 
     #[test]

@@ -6,10 +6,10 @@
 //! | `partition` | a minority is cut off for a while |
 //! | `grow` | nodes join, one is drained |
 //!
-//! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that. [`entries`] are written
-//! before and read after all. Each command ends with a
-//! [`Verdict`]: what was promised, and whether it was kept; the exit code is 1 where it was not.
+//! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that, [`counter`] what a counter may
+//! say. [`entries`] are written before and read after all. Each command ends with a [`Verdict`]: what was promised, and whether it was kept; the exit code is 1 where it was not.
 
+mod counter;
 mod entries;
 mod grow;
 mod kill;
@@ -68,6 +68,8 @@ impl Verdict {
         let resurrected = all.resurrected + last.resurrected;
         self.check("deletions undone", resurrected == 0, figure(|seen| seen.resurrected));
         self.check("refused writes found", all.unmade + last.unmade == 0, figure(|seen| seen.unmade));
+        let figure = format!("{}; {} acknowledged", figure(|seen| seen.miscounted), all.total().increments);
+        self.check("increments miscounted", all.miscounted + last.miscounted == 0, figure);
         self.check("acknowledged", all.total().done() > 0, format!("{}", all.total().done()));
         let unreached = last.total().unreached;
         let figure = format!("errors: {}; {unreached} connections failed", last.errors_in_words());
@@ -169,10 +171,11 @@ fn tell(json: bool, figures: &[Figures], all: &Seen, verdict: &Verdict, more: Va
 fn counts_in_words(seen: &Seen) -> String {
     let total = seen.total();
     format!(
-        "{} writes, {} deletions, {} reads; errors: {}",
+        "{} writes, {} deletions, {} reads, {} increments; errors: {}",
         total.writes,
         total.deletes,
         total.reads,
+        total.increments,
         seen.errors_in_words()
     )
 }
@@ -189,6 +192,32 @@ mod tests {
         assert_eq!(figures.json(), json!({"p50": 20.0, "p99": 40.0, "max": 40.0}));
         assert_eq!(of(&[]).at(0.5), 0.0);
         assert_eq!(of(&[3]).at(0.0), 3.0);
+    }
+
+    #[test]
+    fn each_thing_that_clients_saw_has_its_bar() {
+        let broken = |all: fn(&mut Seen), last: fn(&mut Seen)| {
+            let counts = vec![load::Counts { reads: 1, ..load::Counts::default() }];
+            let mut seen = [Seen { counts: counts.clone(), ..Seen::default() }, Seen { counts, ..Seen::default() }];
+            all(&mut seen[0]);
+            last(&mut seen[1]);
+            let mut verdict = Verdict::default();
+            verdict.clean(&seen[0], &seen[1]);
+            verdict.bars.iter().filter(|(_, good, _)| !good).map(|(name, _, _)| *name).collect::<Vec<_>>()
+        };
+        assert!(broken(|_| (), |last| last.cold = (1, 4)).is_empty());
+        assert!(
+            broken(|all| _ = all.errors.insert("TIMEOUT".into(), 1), |_| ()).is_empty(),
+            "the load may meet errors"
+        );
+        assert_eq!(broken(|all| all.lost = 1, |last| last.lost = 1), ["lost writes"]);
+        assert_eq!(broken(|_| (), |last| last.resurrected = 1), ["deletions undone"]);
+        assert_eq!(broken(|all| all.unmade = 1, |_| ()), ["refused writes found"]);
+        assert_eq!(broken(|all| all.miscounted = 1, |_| ()), ["increments miscounted"]);
+        assert_eq!(broken(|_| (), |last| _ = last.errors.insert("TIMEOUT".into(), 1)), ["whole means served"]);
+        assert_eq!(broken(|_| (), |last| last.counts[0].unreached = 1), ["whole means served"]);
+        assert_eq!(broken(|_| (), |last| last.cold = (0, 4)), ["cold keys"]);
+        assert_eq!(broken(|all| all.counts.clear(), |_| ()), ["acknowledged"]);
     }
 
     #[test]
