@@ -28,7 +28,7 @@ pub enum Page {
     Metrics,
     /// `/healthz`: whether the process works at all.
     Health,
-    /// `/readyz`: whether clients are served.
+    /// `/readyz`: whether clients may be sent here, and the next node be restarted.
     Ready,
     /// Something else: 404.
     NotFound,
@@ -69,7 +69,7 @@ pub enum Parsed {
 pub struct Content<'a> {
     /// The metrics page; asked for [`Page::Metrics`] only.
     pub metrics: &'a str,
-    /// Whether clients are served: false while the node starts or stops.
+    /// Whether clients may be sent here; false while the node stops, and until a member has its copies.
     pub ready: bool,
 }
 
@@ -134,7 +134,7 @@ pub fn respond(request: &Request, content: Content<'_>, out: &mut Vec<u8>) {
     const INDEX: &str = "<!doctype html><title>GridKV</title><h1>GridKV</h1><ul>\
         <li><a href=\"/metrics\">/metrics</a>: counters of every core, for Prometheus\
         <li><a href=\"/healthz\">/healthz</a>: the process works\
-        <li><a href=\"/readyz\">/readyz</a>: clients are served</ul>\n";
+        <li><a href=\"/readyz\">/readyz</a>: clients may be sent here</ul>\n";
     let (status, kind, body) = match request.page {
         Page::Index => ("200 OK", "text/html; charset=utf-8", INDEX),
         Page::Metrics => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", content.metrics),

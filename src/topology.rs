@@ -67,6 +67,8 @@ pub(crate) struct Topology {
     owners: Box<[CoreId]>,
     pub(crate) links: Box<[Link]>,
     stop: AtomicBool,
+    /// See [`Topology::is_ready`].
+    ready: AtomicBool,
     /// Whether the node may be emptied.
     pub(crate) flushes: Arc<Flushes>,
     /// Why the node cannot go on, if it is that which stops it.
@@ -101,6 +103,16 @@ impl Topology {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// Whether `/readyz` has found this node ready once; from the start on one that stands alone.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// It is ready, and stays so.
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn new(keyspace: Keyspace, links: Box<[Link]>, clustered: bool) -> Topology {
         let shards = u32::from(keyspace.shards.get());
         let owners = (0..links.len())
@@ -113,6 +125,7 @@ impl Topology {
             owners,
             links,
             stop: AtomicBool::new(false),
+            ready: AtomicBool::new(!clustered),
             flushes: Arc::new(Flushes::new(clustered)),
             failure: OnceLock::new(),
         }

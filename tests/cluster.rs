@@ -65,6 +65,14 @@ fn status(node: &Node) -> Option<Value> {
     }
 }
 
+/// Copies that a node holds, and those of them that are being filled.
+fn copies(node: &Node) -> (u64, u64) {
+    let members = node.connect().call(&["CLUSTER", "GRIDKV", "MEMBERS"]);
+    let members: Vec<Value> = serde_json::from_slice(members.bytes()).expect("a list of members");
+    let me = members.iter().find(|member| member["me"] == true).expect("it is one of them");
+    (me["shards"].as_u64().expect("a number"), me["filling"].as_u64().expect("a number"))
+}
+
 /// Waits until a node sees so many nodes, and all copies that they should hold.
 fn whole(node: &Node, count: usize) {
     until("every shard has its copies", || {
@@ -118,6 +126,7 @@ fn what_was_acknowledged_outlives_each_node_in_turn() {
         assert_holds(&nodes[survivor], &value);
         let seeds: Vec<&Place> = (0..3).filter(|&at| at != victim).map(|at| &places[at]).collect();
         nodes[victim] = places[victim].start(&seeds);
+        assert_eq!(copies(&nodes[victim]), (32, 0), "when it is ready its copies are complete");
         nodes.iter().for_each(|node| whole(node, 3));
         nodes.iter().for_each(|node| assert_holds(node, &value));
     }

@@ -80,6 +80,8 @@ pub(crate) struct Plane {
     /// Something came since the last turn.
     touched: bool,
     verdict: Option<flume::Sender<Result<(), Error>>>,
+    /// When the node became a member for the first time.
+    admitted: Option<Instant>,
     events: flume::Sender<Event>,
     proposals: BTreeMap<u64, oneshot::Sender<Result<(), String>>>,
     next_token: u64,
@@ -121,6 +123,7 @@ impl Plane {
             out: Output::default(),
             touched: true,
             verdict: Some(opening.verdict),
+            admitted: None,
             events: opening.events,
             proposals: BTreeMap::new(),
             next_token: 0,
@@ -289,6 +292,7 @@ fn act(core: &CoreRc, out: Output) -> bool {
         tell(event);
         match event {
             Event::Admitted(_) => {
+                plane.admitted.get_or_insert_with(Instant::now);
                 if let Some(verdict) = plane.verdict.take() {
                     let _ = verdict.send(Ok(()));
                 }
@@ -453,6 +457,11 @@ pub(crate) fn facts(core: &CoreRc) -> Option<ClusterView> {
         disk_failed: plane.as_ref()?.disk.failed(),
         cores: Vec::new(),
     })
+}
+
+/// For how long the node has been a member.
+pub(crate) fn member_for(core: &CoreRc) -> Option<Duration> {
+    Some(core.plane.borrow().as_ref()?.admitted?.elapsed())
 }
 
 /// What the membership has counted.

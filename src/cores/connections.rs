@@ -729,13 +729,28 @@ fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
         let http::Parsed::Request(request) = http::parse(&page.input) else { return };
         page.input.drain(..request.consumed.min(page.input.len()));
         page.last = !request.keep_alive;
-        let ready = !core.topology.is_stopping();
-        if request.page != http::Page::Metrics {
+        let goes_on = !core.topology.is_stopping();
+        let ready = goes_on && core.topology.is_ready();
+        let asks_cores = match request.page {
+            http::Page::Metrics => true,
+            http::Page::Ready => goes_on && !ready,
+            _ => false,
+        };
+        if !asks_cores {
             http::respond(&request, http::Content { metrics: "", ready }, out);
             continue;
         }
         page.busy = true;
         let asked = core.clone();
+        if request.page == http::Page::Ready {
+            answer_later(core, conn, 0, async move {
+                let ready = crate::cluster::view::look_whether_ready(&asked).await;
+                let mut out = Vec::new();
+                http::respond(&request, http::Content { metrics: "", ready }, &mut out);
+                out
+            });
+            return;
+        }
         answer_later(core, conn, 0, async move {
             let started = asked.state.borrow().settings.facts.started;
             let cores = each_core(&asked, |core| core.metrics()).await;
