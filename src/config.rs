@@ -128,7 +128,7 @@ pub struct Limits {
     pub max_pending: usize,
     /// Commands between `MULTI` and `EXEC`. Default: 65 536.
     pub multi_queue: usize,
-    /// Connections of the node; further ones are told so and closed. Lowered at the start, with a warning, where the limit
+    /// Connections of clients, on all cores; further ones are told so and closed. Lowered at the start, with a warning, where the limit
     /// on open files does not allow as many. Default: 10 000.
     pub max_connections: u32,
 }

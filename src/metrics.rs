@@ -105,7 +105,7 @@ pub struct CoreMetrics {
     pub connections: u64,
     /// Connections accepted.
     pub connections_total: u64,
-    /// Connections refused because the limit was reached.
+    /// Connections refused because their limit was reached: that of clients, or that of HTTP.
     pub connections_refused: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
@@ -392,7 +392,7 @@ static NUMBERS: [Number<CoreMetrics>; 30] = [
     number!(Counter "panics_total" "Requests that panicked and were answered with an error.", panics),
     number!(Gauge "connections" "Client connections open.", connections),
     number!(Counter "connections_total" "Client connections accepted.", connections_total),
-    number!(Counter "connections_refused_total" "Client connections refused at the limit.", connections_refused),
+    number!(Counter "connections_refused_total" "Connections refused at their limit, those of HTTP too.", connections_refused),
     number!(Counter "received_bytes_total" "Bytes received from clients.", bytes_in),
     number!(Counter "sent_bytes_total" "Bytes sent to clients.", bytes_out),
     number!(Gauge "output_bytes" "Bytes of replies that wait for clients to read them.", output_bytes),
