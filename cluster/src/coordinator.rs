@@ -333,14 +333,16 @@ impl Coordinator {
         if self.bytes <= self.limits.bytes {
             return;
         }
-        // The other keys of its command are no others.
-        let own = self.joined.get(&token).map_or(bytes, |joined| {
-            let ops = self.places.iter().flat_map(|place| &place.op).filter(|op| op.token == token);
-            joined.bytes + ops.map(|op| op.bytes).sum::<usize>()
-        });
+        let own = self.bytes_of(token).unwrap_or(bytes);
         if self.is_too_much(self.bytes - own, own) {
             self.end(cx, number, Outcome::Failed(Failure::Busy));
         }
+    }
+
+    /// What a command over several keys holds: its other keys are no others.
+    fn bytes_of(&self, token: u64) -> Option<usize> {
+        let ops = self.places.iter().flat_map(|place| &place.op).filter(|op| op.token == token);
+        self.joined.get(&token).map(|joined| joined.bytes + ops.map(|op| op.bytes).sum::<usize>())
     }
 
     /// Counts what an operation holds now.
@@ -918,12 +920,19 @@ impl Coordinator {
                 // this node's clock meanwhile.
                 let reads = self.joined.get(&op.token).is_some_and(|joined| joined.found.is_some());
                 let observed = if reads { cx.store.observe(version, cx.now.wall) } else { Ok(()) };
-                let failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
+                let mut failed = observed.err().map(|_| Outcome::Failed(Failure::Clock));
+                let grown = found.as_ref().filter(|_| reads && live).map_or(0, |held| held.value.len());
+                if grown > 0 && self.bytes + grown > self.limits.bytes {
+                    // Of many keys the values come one by one, and each may have been the last that its read waited for.
+                    let own = self.bytes_of(op.token).unwrap_or(0);
+                    if self.is_too_much(self.bytes - own, own + grown) {
+                        failed = failed.or(Some(Outcome::Failed(Failure::Busy)));
+                        return self.join(cx, op.token, failed);
+                    }
+                }
                 let place =
                     self.joined.get_mut(&op.token).and_then(|joined| joined.found.as_mut()?.get_mut(at as usize));
-                let mut grown = 0;
                 if let Some(place) = place {
-                    grown = found.as_ref().filter(|_| live).map_or(0, |held| held.value.len());
                     place.newest = version;
                     place.value = found.filter(|_| live).map(|held| Value {
                         bytes: held.value,

@@ -491,6 +491,30 @@ fn values_that_reads_hold_and_commands_that_wait_are_counted() {
     assert_eq!((node.writes().len(), node.outcome()), (2, None), "all of it was given back");
 }
 
+/// They are here, so no read of them waits for anybody: it is done before it is weighed.
+#[test]
+fn values_found_for_a_command_are_counted_as_they_come() {
+    let mut limits = Limits::default();
+    limits.coordinator.bytes = 1000;
+    let mut node = Node::within(three(), limits);
+    let version = Version { hlc: gridkv_engine::hlc::Hlc::at(1_000_000_000), node: 2 };
+    for key in [b"j", b"k"] {
+        let entry = Entry { key, value: &[7; 600], version, expires_at: 0, tombstone: false };
+        node.store.merge(entry, node.now.wall).unwrap();
+    }
+    let keys = [b"j", b"k"].map(|key| (node.locate(key), key.as_slice()));
+    let prepare = |node: &mut Node| {
+        let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::One };
+        node.shards.begin(node.now, &mut node.store, TOKEN + 1, prepare, &mut node.out);
+        node.shards.invariants();
+        node.out.take_done().pop().map(|(_, outcome)| outcome)
+    };
+    assert!(matches!(prepare(&mut node), Some(Outcome::Ready(_))), "alone it may be as large as it is");
+    node.read(b"k", Level::Quorum);
+    assert_eq!(node.outcome(), None, "it holds its copy of the value");
+    assert_eq!(prepare(&mut node), Some(Outcome::Failed(Failure::Busy)));
+}
+
 /// In between another orderer may have written what is newer, and the write-back of what is old reaches a quorum just as well.
 #[test]
 fn a_read_that_wrote_back_reads_again_when_its_shard_has_changed() {
