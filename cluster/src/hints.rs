@@ -135,12 +135,21 @@ impl Hints {
         }
         self.bytes += cost;
         self.stats.kept += 1;
+        self.look_at = self.look_at.min(now.mono + TICK_MS);
         queue.insert(place, hint);
     }
 
-    /// Sends what waits for replicas that are back.
+    /// Somebody is back: the next delivery looks at once.
+    pub(crate) fn wake(&mut self) {
+        self.look_at = 0;
+    }
+
+    /// Sends what waits for replicas that are there, each time that a look is due: all hints are gone through for that.
     pub(crate) fn deliver(&mut self, cx: &mut Deliver<'_, '_>) {
         let now = cx.now.mono;
+        if self.look_at > now {
+            return;
+        }
         self.forget(cx);
         if self.resend_at <= now {
             self.resend_at = now + RESEND_MS;

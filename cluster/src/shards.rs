@@ -438,6 +438,7 @@ impl Shards {
     pub fn is_walking(&self) -> bool {
         self.purge.fences.next_deadline().is_some() || self.fill.is_asking()
     }
+        cx.hints.wake();
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.
     pub fn next_deadline(&self, now: Now) -> Option<Millis> {

@@ -557,6 +557,45 @@ fn what_differs_is_found_when_somebody_asks() {
     });
 }
 
+/// Its wall clock went ahead for a moment and back, between two looks at the others' clocks.
+#[test]
+fn a_clock_that_was_ahead_for_a_moment_is_settled() {
+    let mut world = World::new(31);
+    let now = world.now();
+    let Node { shards, store } = world.nodes.get_mut(&NodeNo(1)).unwrap();
+    for (ahead, settled) in [(2000, 2000), (3_600_000, 500)] {
+        store.mint(now.wall + ahead);
+        assert_eq!(store.mint(now.wall).hlc.millis(), now.wall + ahead);
+        shards.set_quarantined(now, store, false, 0);
+        assert_eq!(store.mint(now.wall).hlc.millis(), now.wall + settled, "a little is over soon");
+    }
+}
+
+/// Going through all of them takes its time, and deadlines of other machines come every few milliseconds.
+#[test]
+fn hints_are_looked_at_when_a_look_is_due_and_delivered_at_once_to_who_is_back() {
+    let mut limits = Limits::default();
+    limits.hints.age_ms = 50;
+    let mut world = World::with(37, three(), limits, Planted::default());
+    let waiting = |world: &mut World, ms: Millis| {
+        world.now += ms;
+        world.input(NodeNo(1), |node, now, out| node.shards.on_deadline(now, &mut node.store, out));
+        world.nodes[&NodeNo(1)].shards.stats().hints.waiting
+    };
+    world.crash(3);
+    world.write(1, 1, "k", Some(b"v"));
+    while world.deliver() {}
+    assert_eq!(waiting(&mut world, 0), 1);
+    assert_eq!(waiting(&mut world, 60), 1, "too old, but it is not looked at yet");
+    assert_eq!(waiting(&mut world, 2000), 0);
+    world.write(1, 2, "k", Some(b"w"));
+    while world.deliver() {}
+    assert_eq!(waiting(&mut world, 0), 1);
+    world.back(3);
+    while world.deliver() {}
+    assert_eq!(world.holds(3, "k"), Some(b"w".to_vec()));
+}
+
 #[test]
 fn a_sync_that_clears_is_noticed() {
     let planted = Planted::with(Bug::SyncClears);
