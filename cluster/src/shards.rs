@@ -223,6 +223,10 @@ macro_rules! lend {
 /// The bits of an operation number that say whose it is; none of them are the coordinator's.
 pub(crate) const MACHINES: u64 = 0xf << 60;
 
+/// How far versions of a node whose clock is right may be ahead of it. What is less passes before anybody looks again; going back
+/// has its price, for writes made from then on are older than what was written ahead of time.
+const AHEAD_MS: Millis = 3000;
+
 /// Requests of peers to this core as an orderer that wait for the driver, at most.
 const MAX_ORDERS: usize = 4096;
 
@@ -409,11 +413,15 @@ impl Shards {
     /// Whether this node's clock is wrong, and by how much it is behind the others. Then it makes no versions: what clients write
     /// through it fails, and it orders nothing. It reads, stores what others write, be it ahead of its clock by so much, and
     /// forwards commands to their orderers.
+    ///
+    /// That its clock is right has to be said again every few seconds. The wall clock may have been far ahead for a moment, and back
+    /// before anybody looked: then versions from here follow what it said, and are refused until that time has come.
     pub fn set_quarantined(&mut self, now: Now, store: &mut Store, quarantined: bool, behind_ms: Millis) {
         let mended = self.view.quarantined && !quarantined;
         self.view.quarantined = quarantined;
         store.set_behind(if quarantined { behind_ms } else { 0 });
-        if mended {
+        let ahead = store.mint(now.wall).hlc.millis().saturating_sub(now.wall);
+        if mended || !quarantined && ahead > AHEAD_MS {
             store.settle_clock(now.wall);
         }
     }
@@ -430,6 +438,7 @@ impl Shards {
         self.fill.on_alive(cx);
         self.repair.on_alive(cx, &back);
         self.purge.on_change(cx);
+        cx.hints.wake();
         cx.deliver_hints();
     }
 
@@ -438,7 +447,6 @@ impl Shards {
     pub fn is_walking(&self) -> bool {
         self.purge.fences.next_deadline().is_some() || self.fill.is_asking()
     }
-        cx.hints.wake();
 
     /// When to call [`Shards::on_deadline`], if nothing else happens.
     pub fn next_deadline(&self, now: Now) -> Option<Millis> {

@@ -14,6 +14,8 @@
 //! - The node is wrong when more than half of all, itself included, agree with each other to [`BOUND_MS`], and it differs from the
 //!   middle of all by more than that. With two nodes, or when no such majority is there, nobody knows who is right: that is told,
 //!   and nothing else.
+//! - As long as a majority finds it right, the cores hear so each time that the others are asked: a wall clock may have been ahead between
+//!   two looks, and what it said then must not count any more.
 //! - It is right again when it differs from such a middle by less than [`AGREED_MS`]; as long as nobody can tell, it stays wrong.
 //!   What is kept of a peer is how its wall clock relates to our monotonic one, so a clock that is mended is seen at once.
 //!
@@ -75,6 +77,8 @@ pub(super) struct Found {
 pub(super) struct Clocks {
     peers: BTreeMap<NodeNo, Peer>,
     quarantined: bool,
+    /// A majority agrees with this clock.
+    right: bool,
     /// By how much this clock is behind, as the cores know it.
     behind: Millis,
     offset: Millis,
@@ -110,6 +114,7 @@ impl Clocks {
             self.quarantined = wrong;
             found.turned = Some((wrong, middle.saturating_neg()));
         }
+        self.right = can_tell && !wrong;
         let behind = if wrong { u64::try_from(middle).unwrap_or(0) } else { 0 };
         if found.turned.is_some() || can_tell && behind.abs_diff(self.behind) > BOUND_MS / 5 {
             self.behind = behind;
@@ -130,6 +135,11 @@ impl Clocks {
     /// Whether this node's clock is wrong.
     pub(super) fn is_quarantined(&self) -> bool {
         self.quarantined
+    }
+
+    /// Whether a majority agrees with this node's clock.
+    pub(super) fn is_right(&self) -> bool {
+        self.right
     }
 
     /// The largest difference from a peer's clock.

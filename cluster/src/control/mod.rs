@@ -162,7 +162,7 @@ pub struct Output {
     /// Who can be reached, for all cores, and whether this node has to think that it is cut off.
     pub alive: Option<(BTreeSet<NodeNo>, bool)>,
     /// Whether all cores have to leave versions to other nodes from now on, for this node's clock is wrong; and by how much it is
-    /// behind.
+    /// behind. That it is right is said every few seconds.
     pub quarantined: Option<(bool, Millis)>,
     /// What happened.
     pub events: Vec<Event>,
@@ -1120,6 +1120,10 @@ impl Control {
             if let Some(member) = map.member(no) {
                 out.events.push(Event::ClocksApart { node: member.about.id, ahead_ms });
             }
+        if self.clocks.is_right() {
+            // It may have been wrong for a moment that no look has seen.
+            out.quarantined = out.quarantined.or(Some((false, 0)));
+        }
         }
     }
 
