@@ -245,6 +245,8 @@ const JOIN_AT_ONCE: usize = 3;
 const JOIN_ALONE: u32 = 3;
 /// How long another process may be there with this node's id: longer than it takes to notice that a former life is gone.
 const TAKEN_MS: Millis = 10_000;
+/// What others said of that so long ago counts no more.
+const TAKEN_APART_MS: Millis = 8 * JOIN_MS;
 /// How often a node tells its status, and how soon after a change.
 const STATUS_MS: Millis = 1000;
 const STATUS_SOON_MS: Millis = 20;
@@ -298,8 +300,8 @@ pub struct Control {
     join_at: Option<Millis>,
     /// Rounds of asking to be admitted.
     asked: u32,
-    /// Since when others say that another process has this node's id.
-    taken_since: Option<Millis>,
+    /// Since when others say that another process has this node's id, and when they said so last.
+    taken: Option<(Millis, Millis)>,
     status_at: Millis,
     clocks: Clocks,
     clocks_at: Millis,
@@ -396,7 +398,7 @@ impl Control {
             next_seed: 0,
             join_at: Some(0),
             asked: 0,
-            taken_since: None,
+            taken: None,
             status_at: Millis::MAX,
             clocks: Clocks::default(),
             clocks_at: Millis::MAX,
@@ -793,7 +795,10 @@ impl Control {
         if self.me != NodeNo(0) || self.refused {
             return;
         }
-        let since = *self.taken_since.get_or_insert(now.mono);
+        // Whoever is silent in between may not see that process any more.
+        let lately = self.taken.filter(|(_, last)| now.mono <= last + TAKEN_APART_MS);
+        let since = lately.map_or(now.mono, |(since, _)| since);
+        self.taken = Some((since, now.mono));
         self.asked = 0;
         if now.mono >= since + TAKEN_MS {
             self.refused = true;
@@ -842,7 +847,7 @@ impl Control {
             (NodeNo(0), me) => {
                 out.events.push(Event::Admitted(me));
                 (self.join_at, self.refused) = (None, false);
-                (self.asked, self.taken_since) = (0, None);
+                (self.asked, self.taken) = (0, None);
                 self.start_membership(now, out);
             }
             (_, NodeNo(0)) => {

@@ -539,6 +539,46 @@ fn a_lone_node_knows_its_map_from_its_vote() {
     assert_eq!((map.cluster, map.life_of(NodeId(1)).unwrap().about.boot), (77, 3));
 }
 
+/// A node counts from what is on its disk when it starts. Its life was given up, it came back as another one, and the process ended before
+/// that was on disk; so it ended again, and again.
+#[test]
+fn no_two_processes_come_to_the_same_life() {
+    let after = |boot: u64, seed: u64, named: u64| {
+        let settings = settings(seeds(), candidate(4, boot));
+        let mut control = Control::new(settings, Remembered::default(), seed);
+        let (now, mut out) = (Now { mono: 0, wall: 0 }, Output::default());
+        match named {
+            0 => control.reborn(now, &mut out),
+            named => {
+                let first = Map::create(77, 5, 32, QUORUMS, candidate(1, 1));
+                control.learn(now, first.apply(&Change::Admit(candidate(4, named))).unwrap(), &mut out);
+            }
+        }
+        control.about().boot
+    };
+    assert!(after(5, 11, 0) > 5 + 1, "the next process is number 6");
+    assert_ne!(after(5, 11, 0), after(6, 12, 0));
+    assert!(after(5, 11, 100) > 100 + 1, "one that knows that map is number 101");
+    assert_ne!(after(5, 11, 100), after(6, 12, 100));
+    assert_eq!(after(5, 11, 5), 5, "that is this life");
+    assert_eq!(after(5, 11, 3), 5);
+}
+
+/// The other process was seen once, and once more much later: in between it was away, and nobody knew.
+#[test]
+fn who_was_taken_long_ago_is_not_refused_for_good() {
+    let at = candidate(8, 0).peer;
+    let refused = |times: &[Millis]| {
+        let mut control = Control::new(settings(seeds(), candidate(4, 1)), Remembered::default(), 5);
+        let mut out = Output::default();
+        times.iter().for_each(|&mono| control.on_taken(Now { mono, wall: mono }, at, &mut out));
+        control.refused
+    };
+    assert!(!refused(&[0, 10_500]));
+    assert!(!refused(&[0, 500, 10_500, 13_000]));
+    assert!(refused(&[0, 3000, 6000, 9000, 10_500]));
+}
+
 /// It was reborn while its clock was an hour ahead; the clock was mended, and the process started anew.
 #[test]
 fn a_life_that_began_with_a_wrong_clock_can_be_followed() {
