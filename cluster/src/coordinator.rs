@@ -1010,6 +1010,10 @@ impl Coordinator {
             return self.end(cx, number, Outcome::Unknown { have, need });
         }
         op.epoch = placement.epoch;
+        if let Phase::Order { .. } = op.phase {
+            // The request may be running there: only its answer, or the deadline, ends it. Nobody is asked again.
+            return;
+        }
         op.again = cx.now.mono + AGAIN_REPAIR_MS;
         let then = match op.phase {
             Phase::Collect { then, .. } | Phase::Fetch { then, .. } => Some(then),
@@ -1029,7 +1033,6 @@ impl Coordinator {
                 op.tally = of_write(cx, placement, op.level);
                 self.send_write(cx, number, false);
             }
-            // The request may be running there: only its answer, or the deadline, ends it.
             _ => {}
         }
     }

@@ -538,3 +538,35 @@ fn a_read_that_wrote_back_reads_again_when_its_shard_has_changed() {
     node.shards.invariants();
     assert_eq!(node.outcome(), None);
 }
+
+/// The orderer was at work when this node was cut off and heard of another map of the shard: it asked "again", as if it were a read,
+/// and told its client that nothing was done.
+#[test]
+fn a_command_that_was_forwarded_is_unknown_until_its_answer_whatever_this_node_hears_of_the_map() {
+    let mut map = three();
+    map.placements.iter_mut().for_each(|placement| placement.replicas.rotate_left(1));
+    let mut node = Node::with(map);
+    node.alive(&[1, 2, 3]);
+    let hash = node.locate(b"k");
+    assert_eq!(node.shards.orderer(hash), Ok(NodeNo(2)));
+    for answers in [true, false] {
+        let forward = Operation::Forward { hash, request: b"INCR", to: NodeNo(2) };
+        node.shards.begin(node.now, &mut node.store, TOKEN, forward, &mut node.out);
+        let (to, ask) = node.sent(|message| matches!(message, Message::Order(..)))[0];
+        node.shards.set_isolated(true);
+        let mut map = (*node.shards.view().map).clone();
+        map.epoch += 1;
+        let shard = node.shards.view().shard(hash).index();
+        map.placements[shard].epoch = map.epoch;
+        node.shards.on_map(node.now, &mut node.store, Arc::new(map), NodeNo(1), &mut node.out);
+        node.wait(1000);
+        assert_eq!(node.outcome(), None);
+        if answers {
+            node.hear(to, &Message::Ordered(ask, b"1"));
+            assert_eq!(node.outcome(), Some(Outcome::Ordered(b"1".to_vec())));
+        } else {
+            node.wait(60_000);
+            assert!(matches!(node.outcome(), Some(Outcome::Unknown { .. })));
+        }
+    }
+}
