@@ -43,12 +43,14 @@ pub enum Bug {
     VoterForgets,
     /// Deletes leave no tombstone.
     NoTombstones,
+    /// What a replica is filled with does not expire.
+    FillNeverExpires,
 }
 
 #[cfg(any(test, feature = "planted"))]
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 17] = [
         Bug::FillingVotes,
         Bug::AnyEpoch,
         Bug::NoBlockingRepair,
@@ -65,6 +67,7 @@ impl Bug {
         Bug::JointUnion,
         Bug::VoterForgets,
         Bug::NoTombstones,
+        Bug::FillNeverExpires,
     ];
 }
 

@@ -13,6 +13,8 @@ use crate::quorum::Quorums;
 const PLANES: u64 = 11;
 /// The stream that decides how soon is purged.
 const PURGES: u64 = 13;
+/// The stream that decides how long it is quiet before the last look.
+const QUIET: u64 = 14;
 /// Time in which a cluster is founded and has grown to its first size, mostly.
 const FOUNDING_MS: Millis = 8_000;
 
@@ -204,6 +206,8 @@ pub struct Options {
     pub moves_at_once: usize,
     /// Tombstones may go after this time, and this is the pause after each round of that.
     pub purge_ms: (Millis, Millis),
+    /// How long nobody asks anything, when all is at rest, before everything is read for the last time.
+    pub quiet_ms: Millis,
     /// Who decides on the map.
     pub control: Control,
     /// How the control planes do it.
@@ -276,6 +280,7 @@ impl Options {
             replace_after_ms: *r.pick(&[8_000, 15_000, 30_000]),
             moves_at_once: *r.pick(&[1, 8, 64]),
             purge_ms: *Random::new(seed, PURGES).pick(&[(60_500, 60_000), (20_500, 5_000), (5_500, 1_000)]),
+            quiet_ms: *Random::new(seed, QUIET).pick(&[0, 0, 5_000, 10_000, 30_000, 130_000]),
             control: Control::Authority,
             gossip: Gossip { probe_ms: 500, suspect_ms: 2000, exchange_ms: 5000, disk_us: 1000 },
             faults: Vec::new(),

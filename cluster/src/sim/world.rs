@@ -49,6 +49,8 @@ const LAST: usize = usize::MAX;
 const PATIENCE: u64 = 60_000_000;
 /// How long after that replicas must be equal: two rounds of repair, the first of which may meet the end of a fault.
 const REPAIRED: u64 = 130_000_000;
+/// What expires within this may be a tombstone at one replica, and not yet at another.
+const EXPIRY_SLACK_MS: u64 = 1000;
 const MS: u64 = 1000;
 
 #[derive(Debug)]
@@ -218,6 +220,9 @@ pub struct World {
     /// Operations of the last look, in reverse.
     last: Vec<(usize, u64, bool, Asked)>,
     looking: bool,
+    /// Whether this is the last look of all, and since when the replicas must become equal.
+    is_again: bool,
+    looked_at: u64,
     over: bool,
     violation: Option<Violation>,
     /// What happened.
@@ -267,6 +272,8 @@ impl World {
             healed: false,
             last: Vec::new(),
             looking: false,
+            is_again: false,
+            looked_at: 0,
             over: false,
             violation: None,
             trace,
@@ -843,9 +850,18 @@ impl World {
         }
     }
 
+    /// As no more is killed than `w` copies survive, no shard may ever be given up.
+    fn look_for_losses(&mut self, map: &Map) {
+        if let Some(shard) = map.placements.iter().position(|p| p.losses > 0) {
+            let placement = set(&map.placements[shard]);
+            self.violate(Rule::Durability, format!("shard {shard} was given up: {placement}"));
+        }
+    }
+
     fn distribute(&mut self) {
         let map = self.authority.map().clone();
         self.changed_at = self.time;
+        self.look_for_losses(&map);
         if let Some(shard) = self.trace.only() {
             let p = map.placement(ShardId(shard));
             if p.epoch == map.epoch {
@@ -1251,12 +1267,14 @@ impl World {
     fn look(&mut self) {
         if self.looking {
             if let Some((node, key, is_counter, asked)) = self.last.pop() {
+                // Who was drained may have gone meanwhile.
+                let others = (0..self.nodes.len()).filter(|&other| self.nodes[other].up);
+                let node = [node].into_iter().filter(|&node| self.nodes[node].up).chain(others).next().unwrap_or(node);
                 return self.start_op(LAST, node, (key, is_counter), asked, true);
             }
-            let waited = self.time - self.options.seconds * 1000 * MS - self.stats.settled;
             match self.differs() {
-                None => self.over = true,
-                Some(what) if waited > REPAIRED => self.violate(Rule::Convergence, what),
+                None => self.look_inside(),
+                Some(what) if self.time - self.looked_at > REPAIRED => self.violate(Rule::Convergence, what),
                 Some(_) => self.push(500 * MS, What::Settled),
             }
             return;
@@ -1273,10 +1291,69 @@ impl World {
             None => {
                 self.stats.settled = waited;
                 self.looking = true;
+                self.looked_at = self.time;
                 self.last_ops();
                 self.push(MS, What::Settled);
             }
         }
+    }
+
+    /// The digests are equal: so must be what they stand for, which a digest, made of hashes and versions, does not tell. Then
+    /// time passes, in which repair and purge have their rounds, and everything is read once more.
+    fn look_inside(&mut self) {
+        for node in &mut self.nodes {
+            node.cores.iter_mut().for_each(|core| core.store.invariants());
+        }
+        let map = self.map().clone();
+        for (shard, placement) in map.placements.iter().enumerate() {
+            let shard = ShardId(shard as u16);
+            let held = placement.replicas.iter().map(|r| (r.node, self.contents(r.node, shard)));
+            let held: Vec<_> = held.collect();
+            if let Some((no, _)) = held.iter().find(|(_, entries)| *entries != held[0].1) {
+                let texts = [self.held(held[0].0, shard), self.held(*no, shard)].join("; ");
+                let what = format!("replicas of shard {} agree on versions and not on what they are: {texts}", shard.0);
+                return self.violate(Rule::Convergence, what);
+            }
+        }
+        if self.is_again {
+            self.over = true;
+            return;
+        }
+        self.is_again = true;
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].up).collect();
+        let keys = (0..self.options.keys).map(|key| (key, false));
+        let keys = keys.chain((0..self.options.counters).map(|key| (key, true)));
+        let reads = keys.enumerate().flat_map(|(at, (key, is_counter))| {
+            let read = |turn: usize| (up[(at + turn) % up.len()], key, is_counter, Asked::Get);
+            [read(1), read(2)]
+        });
+        self.last = reads.collect();
+        let rest = self.options.quiet_ms * MS;
+        self.looked_at = self.time + rest;
+        self.push(rest.max(MS), What::Settled);
+    }
+
+    /// All that a replica holds of a shard: key, version, whether it is gone, expiry and value.
+    #[allow(clippy::type_complexity)]
+    fn contents(
+        &mut self,
+        no: NodeNo,
+        shard: ShardId,
+    ) -> Vec<(Vec<u8>, gridkv_engine::hlc::Version, bool, u64, Vec<u8>)> {
+        let now = EPOCH_MS + self.time / MS + EXPIRY_SLACK_MS;
+        let node = &mut self.nodes[self.lives[&no].0];
+        let Some(core) = node.core_of(shard.0) else { return Vec::new() };
+        let store = &mut node.cores[core].store;
+        let first = store.keyspace().first_hash(shard);
+        let mut entries = Vec::new();
+        store.snapshot(shard, first, usize::MAX, &mut |entry| {
+            // Each replica makes a tombstone of what has expired in its own time.
+            let gone = entry.tombstone || entry.expires_at != 0 && entry.expires_at <= now;
+            let value = if gone { Vec::new() } else { entry.value.to_vec() };
+            entries.push((entry.key.to_vec(), entry.version, gone, entry.expires_at, value));
+        });
+        entries.sort_unstable();
+        entries
     }
 
     fn unrest(&self) -> Option<String> {

@@ -383,6 +383,7 @@ impl World {
         }
         self.newest = map.clone();
         self.changed_at = self.time;
+        self.look_for_losses(map);
         match self.trace.only() {
             Some(shard) => {
                 let placement = &map.placements[usize::from(shard)];
