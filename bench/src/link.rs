@@ -1,6 +1,6 @@
 //! One connection of a client that waits for each reply: small, blocking, with a deadline for everything.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -41,14 +41,7 @@ impl Link {
 
     /// Sends a command and waits for its reply. After an error the connection is of no more use.
     pub(crate) fn call(&mut self, words: &[&[u8]]) -> io::Result<Answer> {
-        self.request.clear();
-        write!(self.request, "*{}\r\n", words.len())?;
-        for word in words {
-            write!(self.request, "${}\r\n", word.len())?;
-            self.request.extend_from_slice(word);
-            self.request.extend_from_slice(b"\r\n");
-        }
-        self.stream.write_all(&self.request)?;
+        self.send(words)?;
         let mut bytes = [0; 16 << 10];
         let mut answer = None;
         while answer.is_none() {
@@ -72,5 +65,25 @@ impl Link {
             self.replies.feed(&bytes[..len], &mut take).map_err(|malformed| io::Error::other(malformed.0))?;
         }
         Ok(answer.expect("the loop ends with one"))
+    }
+
+    /// Sends a command that answers with an array, and returns how many elements it has. The connection ends with it.
+    pub(crate) fn count(mut self, words: &[&[u8]]) -> io::Result<u64> {
+        self.send(words)?;
+        let mut line = String::new();
+        BufReader::new(self.stream).read_line(&mut line)?;
+        let count = line.trim_end().strip_prefix('*').and_then(|count| count.parse().ok());
+        count.ok_or_else(|| io::Error::other(line))
+    }
+
+    fn send(&mut self, words: &[&[u8]]) -> io::Result<()> {
+        self.request.clear();
+        write!(self.request, "*{}\r\n", words.len())?;
+        for word in words {
+            write!(self.request, "${}\r\n", word.len())?;
+            self.request.extend_from_slice(word);
+            self.request.extend_from_slice(b"\r\n");
+        }
+        self.stream.write_all(&self.request)
     }
 }

@@ -27,6 +27,8 @@ const PEER_PORTS: u16 = 7110;
 /// How long a node may take until it answers, and one question.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a node may take to list its keys.
+const COUNT_PATIENCE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How much of a log is shown.
 const TAIL: u64 = 2000;
@@ -122,6 +124,11 @@ impl Nodes {
         let unnamed = || std::env::temp_dir().join(format!("gridkv-nodes-{}", std::process::id()));
         let folder = args.folder.clone().unwrap_or_else(unnamed);
         fs::create_dir_all(&folder).map_err(Failure::io(format!("making {}", folder.display())))?;
+        if folder.join("node-0").exists() {
+            // They would wait for the cluster that they were of.
+            let what = format!("--folder: {} holds nodes of another run", folder.display());
+            return Err(Failure::Usage(what));
+        }
         let running = places.iter().map(|_| None).collect();
         Ok(Nodes { args: args.clone(), flags: Vec::new(), program, folder, places, running, keep: false })
     }
@@ -232,6 +239,12 @@ impl Nodes {
     /// Asks one node something.
     pub(crate) fn call(&self, at: usize, words: &[&[u8]]) -> Option<Answer> {
         Link::connect(self.places[at].client, ASK_PATIENCE).ok()?.call(words).ok()
+    }
+
+    /// How many keys like `pattern` a node holds in its own copies.
+    pub(crate) fn keys(&self, at: usize, pattern: &str) -> Option<u64> {
+        let link = Link::connect(self.places[at].client, COUNT_PATIENCE).ok()?;
+        link.count(&[b"KEYS", pattern.as_bytes()]).ok()
     }
 
     /// Asks one node for `CLUSTER GRIDKV what`.

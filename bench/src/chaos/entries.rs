@@ -2,6 +2,8 @@
 //!
 //! They give the copies a weight, so that filling one takes time, and they lie still: what is lost on the way is found
 //! missing, as nobody writes it again. A value says which entry it belongs to, so a wrong one is told from the right one.
+//! How many of their copies there are is counted where they lie, by `KEYS`, which tells what a node holds itself: a quorum
+//! read would not miss one of three copies.
 //!
 //! Not here: what clients do meanwhile ([`super::load`]).
 
@@ -15,6 +17,8 @@ use crate::options::count;
 use crate::units;
 
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long it may take until all copies of the entries are there.
+const COPIED: Duration = Duration::from_secs(60);
 /// Keys that are written with one command.
 const TOGETHER: u64 = 50;
 /// Bytes of an entry beside its key and value: its hash, version, expiry and lengths.
@@ -66,8 +70,25 @@ impl Entries {
                 return Err(Failure::Refused { addr, reply });
             }
         }
+        // An acknowledged write is on a quorum; a copy that has missed it, since its map was older, is repaired now and not
+        // in the middle of what is to be judged.
+        for at in nodes.live() {
+            nodes.wait(COPIED, at, "does not compare its copies", || nodes.ask(at, "REPAIR"))?;
+        }
+        nodes.wait(COPIED, 0, "does not see the copies of all entries", || {
+            let (held, wanted) = self.copies(nodes)?;
+            (held >= wanted).then_some(())
+        })?;
         eprintln!("{} entries of {}", self.count, units::bytes(self.size as f64));
         Ok(())
+    }
+
+    /// How many copies of them the nodes that run hold, and how many there should be.
+    pub(super) fn copies(&self, nodes: &Nodes) -> Option<(u64, u64)> {
+        let live = nodes.live();
+        let replicas = nodes.ask(*live.first()?, "STATUS")?["replicas"].as_u64()?.min(live.len() as u64);
+        let held: Option<Vec<u64>> = live.iter().map(|&at| nodes.keys(at, "entry:*")).collect();
+        Some((held?.iter().sum(), replicas * self.count))
     }
 
     /// Reads them all, from the nodes that run in turn, and judges what was found.

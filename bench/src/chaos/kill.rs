@@ -62,6 +62,8 @@ struct Kill {
     /// The part of it after the death was seen: how long, and what was done.
     after: f64,
     served: Seen,
+    /// Copies of the entries when all was whole, and how many there should be.
+    copies: (u64, u64),
 }
 
 impl Kill {
@@ -112,7 +114,9 @@ fn kills(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
         let served = load.take();
         let after = back.elapsed().as_secs_f64();
         seen.add(&served);
-        let kill = Kill { node, first, all: last, whole, seen, after, served };
+        let what = "does not tell which entries it holds";
+        let copies = nodes.wait(WHOLE, node, what, || args.entries.copies(nodes))?;
+        let kill = Kill { node, first, all: last, whole, seen, after, served, copies };
         let seen = &kill.seen;
         eprintln!(
             "kill {:>2}: node {node}, seen after {first:.2} s by one and {last:.2} s by all, whole {whole:.2} s after its \
@@ -174,9 +178,10 @@ fn tell(args: &Args, kills: &[Kill], all: &Seen, last: &Seen, mut verdict: Verdi
     verdict.check("detection p99", p99 <= DETECTION_P99, format!("{p99:.2} s of {DETECTION_P99} s"));
     verdict.check("longest operation", most <= LONGEST, format!("{most:.2} s of {LONGEST} s"));
     served(&mut verdict, args.load.rate, kills);
+    filled(&mut verdict, kills);
     let each = kills.iter().map(|kill| {
         json!({"node": kill.node, "detected_first_s": kill.first, "detected_all_s": kill.all, "whole_s": kill.whole,
-               "survivors_done": kill.share(), "of_rate": kill.of_rate(args.load.rate),
+               "survivors_done": kill.share(), "copies": kill.copies.0, "copies_wanted": kill.copies.1, "of_rate": kill.of_rate(args.load.rate),
                "longest_s": kill.seen.longest(), "counts": kill.seen.total(), "errors": kill.seen.errors})
     });
     let more = json!({"nodes": args.nodes, "kills": each.collect::<Vec<_>>()});
@@ -197,6 +202,17 @@ fn served(verdict: &mut Verdict, rate: u64, kills: &[Kill]) {
     verdict.reached(kills.iter().map(|kill| kill.seen.without(kill.node).unreached).sum());
 }
 
+/// Whether "whole" means that the copies are there.
+fn filled(verdict: &mut Verdict, kills: &[Kill]) {
+    let lacked: u64 = kills.iter().map(|kill| kill.copies.1.saturating_sub(kill.copies.0)).sum();
+    let of: u64 = kills.iter().map(|kill| kill.copies.1).sum();
+    verdict.check(
+        "whole means filled",
+        lacked == 0,
+        format!("{lacked} of {of} copies of entries were missing, all kills together"),
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::load::Counts;
@@ -206,13 +222,27 @@ mod tests {
     fn kill(survivor: Counts) -> Kill {
         let mut served = Seen { counts: vec![Counts::default(), survivor], ..Seen::default() };
         served.counts[0] = Counts { refused: 500, unreached: 9, ..Counts::default() };
-        Kill { node: 0, first: 1.0, all: 2.0, whole: 0.5, seen: served.clone(), after: 1.0, served }
+        Kill { node: 0, first: 1.0, all: 2.0, whole: 0.5, seen: served.clone(), after: 1.0, served, copies: (15, 15) }
     }
 
     fn broken(kills: &[Kill], rate: u64) -> Vec<&'static str> {
         let mut verdict = Verdict::default();
         served(&mut verdict, rate, kills);
         verdict.bars.iter().filter(|(_, good, _)| !good).map(|(name, _, _)| *name).collect()
+    }
+
+    #[test]
+    fn a_copy_that_is_missing_when_all_is_whole_is_told() {
+        let with = |copies| Kill { copies, ..kill(Counts::default()) };
+        let judged = |kills: &[Kill]| {
+            let mut verdict = Verdict::default();
+            filled(&mut verdict, kills);
+            (verdict.is_good(), verdict.bars[0].2.clone())
+        };
+        // What is left of a copy that has moved does not make up for another that is missing.
+        let (good, figure) = judged(&[with((18, 15)), with((14, 15))]);
+        assert_eq!((good, &*figure), (false, "1 of 30 copies of entries were missing, all kills together"));
+        assert!(judged(&[with((18, 15)), with((15, 15))]).0);
     }
 
     #[test]
