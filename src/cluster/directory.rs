@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - **Lives are numbered upwards.** The number of a life is durable before the life begins, and greater than every one before,
-//!   whatever the clock says: two lives never share one.
+//!   whatever the clock says, also than one that the map names: two lives never share one.
 //! - **A vote is never forgotten silently.** Where promises may be lost (both slots are bad, a slot or the identity is gone)
 //!   the node does not start. Giving the vote up is for a person to decide.
 //! - **The map is a cache.** A bad one costs a question to the peers, nothing else.
@@ -94,8 +94,12 @@ impl Directory {
 
         let known = directory.read_identity()?;
         let voter = directory.read_voter(known.is_some())?;
+        let remembered = Remembered { map: directory.read_map(), voter };
         let (id, boot) = match known {
             Some((id, last)) => {
+                // A life that was given up goes on under another number, without a start.
+                let named = remembered.known().and_then(|map| map.life_of(id).map(|life| life.about.boot));
+                let last = last.max(named.unwrap_or(0));
                 let next = last.checked_add(1).ok_or_else(|| directory.damaged_identity())?;
                 (id, next.max(wall_ms))
             }
@@ -103,7 +107,6 @@ impl Directory {
         };
         directory.write_identity(id, boot)?;
 
-        let remembered = Remembered { map: directory.read_map(), voter };
         let disk =
             DiskThread::start(directory, lock).map_err(|error| Error::os("starting the disk's thread", error))?;
         Ok(Opened { id, boot, remembered, disk })
@@ -548,6 +551,23 @@ mod tests {
             assert_eq!((next.id, next.boot), (NodeId(0xA1), boot), "the clock said {wall_ms}");
             let saved = fs::read_to_string(place.file(IDENTITY)).unwrap();
             assert_eq!(saved, format!("id = {:032x}\nboot = {boot}\n", 0xA1));
+        }
+    }
+
+    /// A life that was given up came back under a number of its own, from a clock that was ahead; then the process ended. What follows
+    /// that number has to be on disk too, or two starts in a row would be one life.
+    #[test]
+    fn a_number_above_the_one_in_the_map_is_on_disk_before_the_life_begins() {
+        let place = Place::new();
+        drop(place.open(5, 1).unwrap());
+        let mut named = map(1);
+        named.members[0].about.boot = 9_000;
+        let opened = place.open(6, 1).unwrap();
+        opened.disk.map(named.encode());
+        drop(opened);
+        for boot in [9_001, 9_002] {
+            assert_eq!(place.open(7, 1).unwrap().boot, boot);
+            assert_eq!(fs::read_to_string(place.file(IDENTITY)).unwrap(), format!("id = {:032x}\nboot = {boot}\n", 1));
         }
     }
 

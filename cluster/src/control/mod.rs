@@ -331,15 +331,22 @@ impl std::fmt::Debug for Control {
 }
 
 /// A number for a life that no other life has: see [`register::Ballot::life`].
-fn life(about: &Candidate) -> u64 {
-    let mut bytes = [0; 24];
+fn life(about: &Candidate, seed: u64) -> u64 {
+    let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(&about.id.0.to_le_bytes());
-    bytes[16..].copy_from_slice(&about.boot.to_le_bytes());
+    bytes[16..24].copy_from_slice(&about.boot.to_le_bytes());
+    bytes[24..].copy_from_slice(&seed.to_le_bytes());
     xxh3_64(&bytes)
 }
 
+/// The number of a life that follows another one within a process. It is on no disk, so the next process may count from a life
+/// before it, and must not come to the same one: it would be taken for this life, whose data it does not have.
+fn following(boot: u64, seed: u64) -> u64 {
+    boot.saturating_add(2 + (seed & 0xf_ffff))
+}
+
 impl Control {
-    /// The control plane of one life. `seed` feeds its pauses and phases.
+    /// The control plane of one life. `seed` feeds its pauses and phases, and is another one for each process.
     pub fn new(mut settings: Settings, mut remembered: Remembered, seed: u64) -> Control {
         let known = remembered.known();
         let votes_alone = |map: &&Map| {
@@ -347,7 +354,8 @@ impl Control {
             map.next_voters.is_empty() && seat.is_some_and(|seat| map.voters == [seat])
         };
         if remembered.map.is_none() {
-            // What the only voter has accepted is chosen.
+            // What the only voter has accepted is chosen, or will be: the voters before it share this one as a group of its own, so
+            // nothing else can be.
             remembered.map = known.as_ref().filter(votes_alone).cloned();
         }
         if let (None, Some(voted)) = (&remembered.map, &known)
@@ -362,7 +370,7 @@ impl Control {
             settings.start = Start::Join(seeds.iter().copied().chain(others).collect());
         }
         if let Some(last) = known.as_ref().and_then(|map| map.life_of(settings.about.id)) {
-            // The clock may have been ahead when the last life began.
+            // The clock may have been ahead when the last life began. Who has a directory has such a number there already.
             settings.about.boot = settings.about.boot.max(last.about.boot + 1);
         }
         let cluster = match (&known, &settings.start) {
@@ -371,7 +379,7 @@ impl Control {
             (None, Start::Join(_)) => 0,
         };
         let hint = remembered.voter.accepted.as_ref().map(|(_, value)| value.as_slice());
-        let mut proposer = Proposer::new(Maps, NodeNo(0), life(&settings.about), seed, hint);
+        let mut proposer = Proposer::new(Maps, NodeNo(0), life(&settings.about, seed), seed, hint);
         if let Some(map) = &remembered.map {
             // It was adopted, so it was chosen.
             proposer.learn(&map.encode());
@@ -823,9 +831,10 @@ impl Control {
         }
         self.proposer.learn(&map.encode());
         let about = &mut self.settings.about;
-        if let Some(last) = map.life_of(about.id).filter(|last| self.me == NodeNo(0) && last.about.peer == about.peer) {
+        let last = map.life_of(about.id).filter(|last| self.me == NodeNo(0) && last.about.peer == about.peer);
+        if let Some(last) = last.filter(|last| last.about.boot > about.boot) {
             // Its former life began when the clock was ahead.
-            about.boot = about.boot.max(last.about.boot + u64::from(last.about.boot != about.boot));
+            about.boot = following(last.about.boot, self.seed);
         }
         let about = &self.settings.about;
         let life = map.life_of(about.id).filter(|m| m.about.boot == about.boot).map(|m| m.no);
@@ -887,7 +896,7 @@ impl Control {
 
     /// This life was given up: the node comes back as another one, with nothing.
     fn reborn(&mut self, now: Now, out: &mut Output) {
-        self.settings.about.boot = now.wall.max(self.settings.about.boot + 1);
+        self.settings.about.boot = now.wall.max(following(self.settings.about.boot, self.seed));
         self.membership = None;
         self.adopted = 0;
         self.filled.clear();
@@ -1111,6 +1120,10 @@ impl Control {
             self.send(member.about.peer, Body::ClockAsked { sent: now.mono }, out);
         }
         self.look_at_clocks(now, out);
+        if self.clocks.is_right() {
+            // It may have been wrong for a moment that no look has seen.
+            out.quarantined = out.quarantined.or(Some((false, 0)));
+        }
     }
 
     fn look_at_clocks(&mut self, now: Now, out: &mut Output) {
@@ -1125,10 +1138,6 @@ impl Control {
             if let Some(member) = map.member(no) {
                 out.events.push(Event::ClocksApart { node: member.about.id, ahead_ms });
             }
-        if self.clocks.is_right() {
-            // It may have been wrong for a moment that no look has seen.
-            out.quarantined = out.quarantined.or(Some((false, 0)));
-        }
         }
     }
 
