@@ -295,7 +295,8 @@ impl Purge {
             return match (round.fenced, differences) {
                 (true, 0) => Next::Purge,
                 (fenced, _) => {
-                    // What could be exchanged before the fence is; now it is raised.
+                    // What could be exchanged before the fence is; now it is raised. Also when something is left: below the floor of a
+                    // round that broke off, only the exchange behind a fence is let in.
                     round.passes = if fenced { round.passes } else { 0 };
                     round.fenced = true;
                     Next::Compare
