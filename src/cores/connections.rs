@@ -58,7 +58,8 @@ const PAGE_OUTPUT: usize = 64 << 10;
 /// Bytes of replies that a connection may have waiting when another answer comes. What was asked for before the bounds of
 /// the session took hold can be more than they allow; beyond this the client is cut off.
 const MOST_OUTPUT: usize = 256 << 20;
-/// Connections of HTTP that a node has, beside those of clients; one that is silent for so long is closed.
+/// Connections of HTTP that a node has, beside those of clients. One that is silent for so long is closed, and the one that was
+/// silent for longest when there is no room for another.
 pub(crate) const MOST_PAGES: u32 = 64;
 const PAGE_IDLE_MS: Millis = 300_000;
 /// What a client beyond the limit reads.
@@ -660,7 +661,7 @@ impl Table {
             state.metrics.connections_total += 1;
             over_limit || open >= u64::from(state.settings.maxclients)
         } else {
-            self.clients.pages.fetch_add(1, Ordering::Relaxed) >= u64::from(MOST_PAGES)
+            self.clients.pages.fetch_add(1, Ordering::Relaxed) >= u64::from(MOST_PAGES) && !self.close_a_page(port)
         };
         let kind = if full {
             state.metrics.connections_refused += 1;
@@ -706,6 +707,21 @@ impl Table {
         if full {
             mark(&mut self.marked, conn);
         }
+    }
+
+    /// Makes room for a connection of HTTP: the one that was silent for longest goes, if this core has one that waits for nothing.
+    fn close_a_page(&mut self, port: &mut RingPort<'_>) -> bool {
+        let conns = self.conns.iter_mut().flatten();
+        let pages = conns.filter_map(|conn| match &mut conn.kind {
+            Kind::Http(page) if !page.busy && !page.last && conn.out.is_empty() => {
+                Some((conn.peer.last_active, conn.id, page))
+            }
+            _ => None,
+        });
+        let Some((_, id, page)) = pages.min_by_key(|(active, ..)| *active) else { return false };
+        page.last = true;
+        port.close(id);
+        true
     }
 
     fn on_closed(&mut self, core: &CoreRc, id: ConnId) {
