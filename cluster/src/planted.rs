@@ -45,12 +45,14 @@ pub enum Bug {
     NoTombstones,
     /// What a replica is filled with does not expire.
     FillNeverExpires,
+    /// A page begins one hash late.
+    PageTooLate,
 }
 
 #[cfg(any(test, feature = "planted"))]
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 18] = [
         Bug::FillingVotes,
         Bug::AnyEpoch,
         Bug::NoBlockingRepair,
@@ -68,6 +70,7 @@ impl Bug {
         Bug::VoterForgets,
         Bug::NoTombstones,
         Bug::FillNeverExpires,
+        Bug::PageTooLate,
     ];
 }
 

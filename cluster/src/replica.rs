@@ -26,6 +26,31 @@ pub const ANSWER_BYTES: usize = 64 << 10;
 /// Entries that one answer looks at, at most.
 const ANSWER_ENTRIES: usize = 2048;
 
+/// How much is done and sent at a time of what may be much. A simulated shard holds few entries, and still has to take several
+/// pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Bytes of entries in one answer, about; see [`ANSWER_BYTES`].
+    pub bytes: usize,
+    /// Entries that one answer looks at, at most.
+    pub entries: usize,
+    /// Entries that the table is asked for at once: each time it orders a segment's entries anew.
+    pub step: usize,
+    /// Hashes in one [`Message::Fetch`].
+    pub fetched: usize,
+    /// Entries of this core that are compared at once.
+    pub compared: usize,
+    /// Writes under way to the peer of a conversation, at most.
+    pub window: usize,
+}
+
+impl Default for Pages {
+    fn default() -> Pages {
+        let entries = ANSWER_ENTRIES;
+        Pages { bytes: ANSWER_BYTES, entries, step: 256, fetched: 512, compared: 512, window: 64 }
+    }
+}
+
 /// Questions answered and refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaStats {
@@ -101,7 +126,7 @@ pub(crate) fn serve(
         Message::Fetch(_, hashes) => {
             let mut bytes = Vec::new();
             for hash in hashes.iter().take(ANSWER_ENTRIES) {
-                if cx.view.shard(hash) == ask.shard && bytes.len() < ANSWER_BYTES {
+                if cx.view.shard(hash) == ask.shard && bytes.len() < cx.pages.bytes {
                     cx.store.by_hash(ask.shard, hash, &mut |entry| pack(&mut bytes, hash, &entry));
                 }
             }
@@ -198,7 +223,7 @@ pub(crate) fn leaf_of(keyspace: Keyspace, hash: KeyHash) -> usize {
 fn list(cx: &mut Context<'_>, from: NodeNo, ask: Ask, at: KeyHash, leaves: u16) {
     let mut bytes = Vec::new();
     let keyspace = cx.view.keyspace();
-    let next = cx.store.snapshot(ask.shard, at, ANSWER_ENTRIES, &mut |entry| {
+    let next = cx.store.snapshot(ask.shard, at, cx.pages.entries, &mut |entry| {
         let hash = keyspace.locate(entry.key);
         if leaves >> leaf_of(keyspace, hash) & 1 == 1 {
             pack_item(&mut bytes, Item { hash, version: entry.version });
@@ -210,20 +235,20 @@ fn list(cx: &mut Context<'_>, from: NodeNo, ask: Ask, at: KeyHash, leaves: u16) 
 fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask, at: KeyHash) {
     let (mut bytes, mut looked) = (Vec::new(), 0);
     let (mut next, mut last) = (Some(at), None);
-    let keyspace = cx.view.keyspace();
+    let (keyspace, pages) = (cx.view.keyspace(), cx.pages);
     while let Some(at) = next
-        && bytes.len() < ANSWER_BYTES
-        && looked < ANSWER_ENTRIES
+        && bytes.len() < pages.bytes
+        && looked < pages.entries
     {
-        looked += STREAM_STEP;
+        looked += pages.step;
         let mut rest = None;
-        let after = cx.store.snapshot(ask.shard, at, STREAM_STEP, &mut |entry| {
+        let after = cx.store.snapshot(ask.shard, at, pages.step, &mut |entry| {
             if rest.is_some() {
                 return;
             }
             let hash = keyspace.locate(entry.key);
             // One entry may be beyond the bound, whatever its size, and no more: so the answer fits into a frame.
-            if bytes.len() >= ANSWER_BYTES && last != Some(hash) {
+            if bytes.len() >= pages.bytes && last != Some(hash) {
                 rest = Some(hash);
                 return;
             }
@@ -235,9 +260,6 @@ fn stream(cx: &mut Context<'_>, stats: &mut ReplicaStats, from: NodeNo, ask: Ask
     stats.sent_bytes += bytes.len() as u64;
     cx.out.send(&[from], Class::Background, &Message::Entries(ask, next, Message::packed(&bytes)));
 }
-
-/// Entries that the table is asked for at once: each time it orders a segment's entries anew.
-const STREAM_STEP: usize = 256;
 
 #[cfg(test)]
 mod tests;

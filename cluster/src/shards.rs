@@ -31,7 +31,7 @@ use crate::planted::Planted;
 use crate::purge::{self, PURGE, Purge, PurgeStats};
 use crate::quorum::Level;
 use crate::repair::{self, REPAIR, Repair, RepairStats, SweepStats};
-use crate::replica::{self, ReplicaStats};
+use crate::replica::{self, Pages, ReplicaStats};
 use crate::wire::{Ask, Message, Why};
 
 /// What a core knows of its cluster.
@@ -81,6 +81,7 @@ pub(crate) struct Context<'a> {
     pub(crate) view: &'a View,
     pub(crate) hints: &'a mut Hints,
     pub(crate) planted: Planted,
+    pub(crate) pages: Pages,
     pub(crate) out: &'a mut Outbox,
 }
 
@@ -173,6 +174,8 @@ pub struct Limits {
     pub repair: repair::Limits,
     /// Of purging.
     pub purge: purge::Limits,
+    /// Of what is sent of a shard at a time.
+    pub pages: Pages,
 }
 
 /// Counters of a core's machines.
@@ -204,6 +207,7 @@ pub struct Shards {
     replica: ReplicaStats,
     orders: Vec<OrderRequest>,
     planted: Planted,
+    pages: Pages,
 }
 
 /// Splits the hub into a machine and what it is lent.
@@ -215,6 +219,7 @@ macro_rules! lend {
             view: &$self.view,
             hints: &mut $self.hints,
             planted: $self.planted,
+            pages: $self.pages,
             out: $out,
         }
     };
@@ -244,6 +249,7 @@ impl Shards {
             replica: ReplicaStats::default(),
             orders: Vec::new(),
             planted,
+            pages: limits.pages,
         }
     }
 

@@ -84,7 +84,10 @@ impl Replica {
     fn with(&mut self, act: impl FnOnce(&mut Fences, &mut Context<'_>)) -> Option<Answer> {
         let Replica { view, store, hints, out, mono, .. } = self;
         let now = Now { mono: *mono, wall: WALL };
-        act(&mut self.fences, &mut Context { now, store, view, hints, planted: Planted::default(), out });
+        act(
+            &mut self.fences,
+            &mut Context { now, store, view, hints, planted: Planted::default(), pages: Default::default(), out },
+        );
         self.fences.invariants();
         let answer = self.out.sends().next().map(|(send, bytes)| {
             assert_eq!(send.to, self.orderer);

@@ -16,6 +16,7 @@ use crate::ids::{NodeId, NodeNo, Now};
 use crate::map::{Candidate, Map, NORMAL_WEIGHT};
 use crate::outbox::Outbox;
 use crate::planted::{Bug, Planted};
+use crate::replica::Pages;
 use crate::shards::{Limits, Shards};
 use crate::wire::Ask;
 
@@ -165,6 +166,16 @@ impl Node {
                 limits.hints.under_way = 4;
                 limits.fill.streams = options.fill_streams;
                 limits.fill.bytes_per_second = options.fill_bytes;
+                if let page @ 1.. = options.page {
+                    limits.pages = Pages {
+                        bytes: if page == 1 { 1 } else { limits.pages.bytes },
+                        entries: page,
+                        step: page,
+                        fetched: page,
+                        compared: page,
+                        window: page,
+                    };
+                }
                 // Its shards are small, and still have to take several steps.
                 limits.purge.slice = 3;
                 (limits.purge.min_age_ms, limits.purge.rest_ms) = options.purge_ms;

@@ -15,6 +15,8 @@ const PLANES: u64 = 11;
 const PURGES: u64 = 13;
 /// The stream that decides how long it is quiet before the last look.
 const QUIET: u64 = 14;
+/// The stream that decides how much of a shard is sent at a time.
+const PAGES: u64 = 15;
 /// Time in which a cluster is founded and has grown to its first size, mostly.
 const FOUNDING_MS: Millis = 8_000;
 
@@ -206,6 +208,8 @@ pub struct Options {
     pub moves_at_once: usize,
     /// Tombstones may go after this time, and this is the pause after each round of that.
     pub purge_ms: (Millis, Millis),
+    /// Entries that are sent, compared or written of a shard at a time; 0: as many as in a node.
+    pub page: usize,
     /// How long nobody asks anything, when all is at rest, before everything is read for the last time.
     pub quiet_ms: Millis,
     /// Who decides on the map.
@@ -281,6 +285,7 @@ impl Options {
             moves_at_once: *r.pick(&[1, 8, 64]),
             purge_ms: *Random::new(seed, PURGES).pick(&[(60_500, 60_000), (20_500, 5_000), (5_500, 1_000)]),
             quiet_ms: *Random::new(seed, QUIET).pick(&[0, 0, 5_000, 10_000, 30_000, 130_000]),
+            page: Random::new(seed, PAGES).below(9).saturating_sub(5) as usize,
             control: Control::Authority,
             gossip: Gossip { probe_ms: 500, suspect_ms: 2000, exchange_ms: 5000, disk_us: 1000 },
             faults: Vec::new(),

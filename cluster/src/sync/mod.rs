@@ -37,12 +37,6 @@ use crate::shards::Context;
 use crate::wire::{Ask, Item, Message, Packed, Stored, Why};
 pub(crate) use bucket::Bucket;
 
-/// Hashes in one [`Message::Fetch`].
-const FETCHED: usize = 512;
-/// Entries of this core that are compared at once.
-const COMPARED: usize = 512;
-/// Writes under way to the peer, at most.
-const WINDOW: usize = 64;
 /// When a question is asked again.
 const AGAIN_MS: Millis = 1000;
 /// How often a question is asked, before the peer is given up.
@@ -153,6 +147,8 @@ pub(crate) struct Session {
     wants: Vec<KeyHash>,
     pushes: BTreeSet<u64>,
     pushed_at: Millis,
+    /// As many writes are under way as may be.
+    waits: bool,
     /// Entries that differed.
     pub(crate) differences: u64,
     /// What other sources had brought was given up: they have to be asked again.
@@ -181,6 +177,7 @@ impl Session {
             wants: Vec::new(),
             pushes: BTreeSet::new(),
             pushed_at: 0,
+            waits: false,
             differences: 0,
             shed: false,
         }
@@ -216,6 +213,7 @@ impl Session {
     /// Asks what is to be asked now.
     pub(crate) fn go(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>) -> Progress {
         loop {
+            self.waits = self.pushes.len() >= cx.pages.window;
             if self.asked.is_some() || self.pause > cx.now.mono {
                 return Progress::Going;
             }
@@ -238,7 +236,7 @@ impl Session {
                     cx.out.send(&to, Class::Background, &Message::List(ask, at, self.leaves));
                 }
                 Step::Compare(from) => {
-                    if self.pushes.len() >= WINDOW {
+                    if self.waits {
                         return Progress::Going;
                     }
                     self.step = match self.compare(cx, shared, from) {
@@ -249,7 +247,7 @@ impl Session {
                 Step::Fetch if self.wants.is_empty() => self.step = self.list_from(cx, self.page_end),
                 Step::Fetch => {
                     let hashes: Vec<u8> =
-                        self.wants.iter().take(FETCHED).flat_map(|hash| hash.0.to_le_bytes()).collect();
+                        self.wants.iter().take(cx.pages.fetched).flat_map(|hash| hash.0.to_le_bytes()).collect();
                     let ask = self.ask_for_data(cx, shared);
                     cx.out.send(&to, Class::Background, &Message::Fetch(ask, Message::hashes(&hashes)));
                 }
@@ -308,6 +306,7 @@ impl Session {
                 self.items = items.iter().collect();
                 self.items.sort_unstable();
                 // A place that does not move on would never end.
+                let next = next_page(cx, next);
                 if next.is_some_and(|next| next <= at) {
                     return Some(Progress::Failed);
                 }
@@ -316,6 +315,7 @@ impl Session {
                 Ok(())
             }
             (Message::Entries(_, next, packed), Step::Stream(at)) => self.take(cx, shared, packed).and_then(|()| {
+                let next = next_page(cx, next);
                 if next.is_some_and(|next| next <= at) {
                     return Err(Progress::Failed);
                 }
@@ -329,7 +329,7 @@ impl Session {
                 Ok(())
             }),
             (Message::Entries(_, _, packed), Step::Fetch) => self.take(cx, shared, packed).map(|()| {
-                let asked = self.wants.len().min(FETCHED);
+                let asked = self.wants.len().min(cx.pages.fetched);
                 let last = packed.iter().last().map(|stored| stored.hash);
                 // It may have been full before the end. How much fits is for the source to say, so what comes after the last one
                 // is asked for again, until nothing of it comes.
@@ -466,8 +466,8 @@ impl Session {
     /// Compares some own entries from `from` on with the page; where to go on, `None` when the page is through.
     fn compare(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, from: KeyHash) -> Option<KeyHash> {
         let (keyspace, leaves, end) = (cx.view.keyspace(), self.leaves, self.page_end);
-        let mut own: Vec<Item> = Vec::with_capacity(COMPARED);
-        let next = cx.store.snapshot(self.shard, from, COMPARED, &mut |entry| {
+        let mut own: Vec<Item> = Vec::with_capacity(cx.pages.compared);
+        let next = cx.store.snapshot(self.shard, from, cx.pages.compared, &mut |entry| {
             let hash = keyspace.locate(entry.key);
             if leaves >> leaf_of(keyspace, hash) & 1 == 1 && end.is_none_or(|end| hash < end) {
                 own.push(Item { hash, version: entry.version });
@@ -535,7 +535,7 @@ impl Session {
     pub(crate) fn next_deadline(&self) -> Millis {
         match self.asked {
             Some(asked) => asked.again,
-            None if self.step == Step::Over || self.pushes.len() >= WINDOW => self.pushed_at + AGAIN_MS,
+            None if self.step == Step::Over || self.waits => self.pushed_at + AGAIN_MS,
             None => self.pause,
         }
     }
@@ -568,13 +568,19 @@ impl Session {
 
     /// Whether what it holds is bounded.
     pub(crate) fn invariants(&self) {
-        assert!(self.pushes.len() < WINDOW + 2 * COMPARED + MAX_PAGE, "writes to a peer are bounded");
+        assert!(self.pushes.len() < MAX_PUSHED, "writes to a peer are bounded");
         assert!(self.asked.is_none() || self.step != Step::Over, "nothing is asked when all is asked");
     }
 }
 
-/// Items of a page, about.
-const MAX_PAGE: usize = 2048;
+/// Writes under way, about: what a page, and what is compared at once, may add to a window.
+const MAX_PUSHED: usize = 64 + 2 * 512 + 2048;
+
+/// Where the next page begins.
+fn next_page(cx: &Context<'_>, next: Option<KeyHash>) -> Option<KeyHash> {
+    let late = u64::from(cx.planted.has(Bug::PageTooLate));
+    next.map(|next| KeyHash(next.0.saturating_add(late)))
+}
 
 /// The leaves in which two digests differ; all, when only their counts do.
 pub(crate) fn differing(a: &Digest, b: &Digest) -> u16 {
