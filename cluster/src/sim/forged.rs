@@ -212,6 +212,25 @@ pub fn spoil(history: &mut History, lie: u64, r: &mut Random) -> Option<&'static
             ops.push(read(wrong.0, false, Came::Found(Some(wrong.1))));
             Some(&[Rule::OneVersion])
         }
+        // What was read as gone is back: the delete had no answer, and nobody wrote it again.
+        11 => {
+            let at = of(
+                ops,
+                &|op| {
+                    op.end == last
+                        && !op.is_counter
+                        && matches!(op.came, Came::Found(Some(seen)) if seen.expires_at == 0)
+                },
+                r,
+            )?;
+            let (key, back) = (ops[at].key, ops[at].came);
+            let delete =
+                Op { asked: Asked::Delete, call: last + 100, end: last + 200, ..read(key, false, Came::Unknown) };
+            let later = Op { call: last + 3_000, end: last + 4_000, ..read(key, false, back) };
+            let gone = read(key, false, Came::Found(None));
+            ops.extend([delete, gone, later]);
+            Some(&[Rule::Resurrection])
+        }
         // Acknowledged with a version of next hour.
         _ => {
             let at = of(ops, &written, r)?;
@@ -223,7 +242,7 @@ pub fn spoil(history: &mut History, lie: u64, r: &mut Random) -> Option<&'static
 }
 
 /// Kinds of lies.
-pub const LIES: u64 = 11;
+pub const LIES: u64 = 12;
 
 /// How many of `count` wrong histories are accepted, or rejected for a reason that has nothing to do with the lie; and
 /// how many right ones are rejected.

@@ -299,6 +299,13 @@ impl History {
             .filter(|op| !matches!(op.asked, Asked::Get | Asked::Set { expires_at: 0, .. }) && op.came != Came::Failed)
             .collect();
         removers.sort_by_key(|op| std::cmp::Reverse(op.end));
+        // One clock says that it is over, another one not yet.
+        let expires = |op: &&Op| match (op.asked, op.came) {
+            (Asked::Set { expires_at, .. }, Came::Written(version)) if expires_at != 0 => Some(version),
+            (_, Came::Found(Some(seen))) if seen.expires_at != 0 => Some(seen.version),
+            _ => None,
+        };
+        let expiring: BTreeSet<Version> = ops.iter().filter_map(expires).collect();
         let mut floor = Floor::NONE;
         let mut floors = vec![Floor::NONE; ops.len()];
         // At one time ends come after calls: such operations overlap.
@@ -316,6 +323,14 @@ impl History {
             }
             let seen = floors[at];
             self.check_read(op, seen, &removers)?;
+            let could_be_there = |other: &&Op| {
+                let writes = matches!(other.asked, Asked::Set { .. }) && other.came != Came::Failed;
+                writes && other.call <= op.end && other.highest(self.ahead_ms) >= seen.version
+            };
+            if op.came == Came::Deleted(true) && !ops.iter().any(could_be_there) {
+                let what = format!("{} has deleted something, and nothing can be there", op.describe());
+                return violation(Rule::Resurrection, op, what);
+            }
             let next = match op.came {
                 Came::Written(version) => {
                     Floor { version, above: false, written: true, grave: op.asked == Asked::Erase }
@@ -324,6 +339,12 @@ impl History {
                     Floor { version: found.version, above: false, written: false, grave: false }
                 }
                 Came::Deleted(true) => Floor { above: true, ..seen },
+                // What hid it is on a quorum now, a tombstone too.
+                Came::Found(None) | Came::Deleted(false)
+                    if self.reads_are_monotonic && !expiring.contains(&seen.version) =>
+                {
+                    Floor { above: true, ..seen }
+                }
                 _ => continue,
             };
             floor = floor.max(next);
