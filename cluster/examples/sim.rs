@@ -11,6 +11,11 @@ use gridkv_cluster::planted::{Bug, Planted};
 use gridkv_cluster::sim::options::{Control, Options};
 use gridkv_cluster::sim::{self, Run, forged};
 
+/// Faults that each seed has to see, at least.
+const FAULTS: u64 = 12;
+/// Operations of each seed about which something is promised, at least.
+const CHECKED: u64 = 10;
+
 /// Whole clusters in one thread, under virtual time, from one seed.
 #[derive(Parser, Debug)]
 struct Args {
@@ -169,7 +174,7 @@ fn many(args: &Args, planted: Planted) -> usize {
                     let differs = seed.is_multiple_of(20) && sim::run(&options, planted).hash != run.hash;
                     let mut sum = sum.lock().expect("no panic");
                     sum.planes += u64::from(options.control == Control::Planes);
-                    add(&mut sum, seed, &run, differs);
+                    add(&mut sum, seed, &run, differs, args.seconds);
                     if let (Some(violation), true) = (&run.violation, true) {
                         println!("seed {seed}: {violation}");
                         if args.verbose {
@@ -201,7 +206,7 @@ fn many(args: &Args, planted: Planted) -> usize {
     sum.failed.len()
 }
 
-fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
+fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool, seconds: u64) {
     sum.runs += 1;
     sum.time += run.stats.time;
     sum.events += run.stats.events;
@@ -223,6 +228,11 @@ fn add(sum: &mut Sum, seed: u64, run: &Run, differs: bool) {
     sum.settled.push(run.stats.settled);
     if let Some(violation) = &run.violation {
         sum.failed.push((seed, violation.to_string()));
+    }
+    // What hardly happened proves nothing.
+    if run.violation.is_none() && seconds >= 60 && (faults < FAULTS || run.stats.checked < CHECKED) {
+        println!("seed {seed}: only {faults} faults and {} checked operations", run.stats.checked);
+        sum.failed.push((seed, "too little happened".into()));
     }
     if differs {
         println!("seed {seed}: two runs differ");
