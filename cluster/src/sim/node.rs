@@ -70,6 +70,8 @@ pub struct Node {
     pub gone: bool,
     /// It stands still until then.
     pub paused_until: u64,
+    /// It, or a former life, has stood still until then at the latest.
+    pub stood_until: u64,
     /// Its clock beside the true time.
     pub offset_ms: i64,
     /// Its cores, empty when it is down.
@@ -116,6 +118,7 @@ impl Node {
             up: false,
             gone: false,
             paused_until: 0,
+            stood_until: 0,
             offset_ms,
             cores: Vec::new(),
             sees: BTreeMap::new(),
@@ -181,7 +184,7 @@ impl Node {
                 (limits.purge.min_age_ms, limits.purge.rest_ms) = options.purge_ms;
                 Core {
                     shards: Shards::new(owned, map.clone(), limits, planted),
-                    store: Store::new(config, backend),
+                    store: limited(Store::new(config, backend), options.memory),
                     out: Outbox::new(),
                     armed: u64::MAX,
                 }
@@ -236,6 +239,14 @@ impl Node {
     pub fn adopted(&self) -> u64 {
         self.cores.iter().map(|core| core.shards.view().map.epoch).min().unwrap_or(0)
     }
+}
+
+/// A store that may take so much more than now; 0: no limit.
+fn limited(mut store: Store, memory: u64) -> Store {
+    if memory > 0 {
+        store.set_max_memory(store.memory_bytes() as u64 + memory);
+    }
+    store
 }
 
 /// The shards of each core.

@@ -17,6 +17,8 @@ const PURGES: u64 = 13;
 const QUIET: u64 = 14;
 /// The stream that decides how much of a shard is sent at a time.
 const PAGES: u64 = 15;
+/// The stream that decides how much memory there is.
+const MEMORY: u64 = 16;
 /// Time in which a cluster is founded and has grown to its first size, mostly.
 const FOUNDING_MS: Millis = 8_000;
 
@@ -210,6 +212,8 @@ pub struct Options {
     pub purge_ms: (Millis, Millis),
     /// Entries that are sent, compared or written of a shard at a time; 0: as many as in a node.
     pub page: usize,
+    /// Bytes that the store of each core may take above what it takes empty; 0: no limit.
+    pub memory: u64,
     /// How long nobody asks anything, when all is at rest, before everything is read for the last time.
     pub quiet_ms: Millis,
     /// Who decides on the map.
@@ -286,6 +290,7 @@ impl Options {
             purge_ms: *Random::new(seed, PURGES).pick(&[(60_500, 60_000), (20_500, 5_000), (5_500, 1_000)]),
             quiet_ms: *Random::new(seed, QUIET).pick(&[0, 0, 5_000, 10_000, 30_000, 130_000]),
             page: Random::new(seed, PAGES).below(9).saturating_sub(5) as usize,
+            memory: 0,
             control: Control::Authority,
             gossip: Gossip { probe_ms: 500, suspect_ms: 2000, exchange_ms: 5000, disk_us: 1000 },
             faults: Vec::new(),
@@ -293,6 +298,13 @@ impl Options {
         if quorums.w == 1 {
             // Where one copy is enough for an answer, giving up a node gives up data.
             options.replace_after_ms = 3_600_000;
+        }
+        let m = &mut Random::new(seed, MEMORY);
+        if m.chance(100) {
+            let all = (options.keys + options.counters) * (options.value_bytes as u64 / 2 + 100);
+            options.memory = all * m.within(10, 90) / 100 / options.cores as u64;
+            // What was refused by a full replica, and is stored when it comes a second time, was sent once.
+            options.duplicates = 0;
         }
         options.faults = faults(r, &options);
         options

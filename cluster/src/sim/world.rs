@@ -764,7 +764,13 @@ impl World {
         let wall = self.nodes[self.history.ops[op].node].wall(self.time);
         let record = &mut self.history.ops[op];
         (record.end, record.wall, record.came) = (self.time, wall, came);
-        let Op { client, node, key, is_counter, .. } = *record;
+        let Op { client, node, key, is_counter, call, .. } = *record;
+        // A command waits for its orderer, which reads and writes.
+        let most = 2 * self.options.timeout_ms + self.options.again_ms + 1_000;
+        if self.time - call > most * MS && self.nodes[node].stood_until <= call {
+            let what = format!("past its deadline: {:?}", self.history.ops[op]);
+            return self.violate(Rule::Liveness, what);
+        }
         let how = match came {
             Came::Failed => 1,
             Came::Unknown => 2,
@@ -1095,6 +1101,7 @@ impl World {
                 let happens = may && (!is_long || self.may_lose(node));
                 if happens {
                     self.nodes[node].paused_until = self.time + ms * MS;
+                    self.nodes[node].stood_until = self.time + ms * MS;
                     self.paused.insert(at, node);
                     self.trace.note(self.time, node, None, || format!("pauses for {ms} ms"));
                     self.changed(node);
@@ -1250,6 +1257,8 @@ impl World {
         self.network.heal();
         self.far.clear();
         self.options.map_ms = self.options.map_ms.min(100);
+        self.options.memory = 0;
+        self.nodes.iter_mut().flat_map(|node| &mut node.cores).for_each(|core| core.store.set_max_memory(0));
         for node in 0..self.nodes.len() {
             let skew = self.options.skew_ms;
             let state = &mut self.nodes[node];
