@@ -12,8 +12,9 @@
 //!       └──── refused, silence ──┴────────▶ Resting ──▶ Preparing ◀─────┘
 //! ```
 //!
-//! Who is to vote on a value for the first time is prepared too, before anybody is asked to accept it. Otherwise a value
-//! could be accepted by few, and be neither chosen nor given up, because those who were to vote were gone already.
+//! Who is to vote on a value for the first time is prepared too, before anybody is asked to accept it, and accepts it before the others
+//! are asked. Otherwise a value could be accepted by few, and be neither chosen nor given up, because those who were to vote were
+//! gone already.
 //!
 //! A value is known to be chosen when somebody who knew said so ([`Proposer::learn`]), when majorities have it accepted at
 //! one and the same ballot, or when majorities accepted it for this proposer.
@@ -133,6 +134,8 @@ struct Accepting {
     value: Known,
     /// The voters of the value, and of the value before where this one is new.
     configs: Vec<Config>,
+    /// Who is asked when those who are to vote have accepted it.
+    later: Vec<NodeNo>,
     accepted: Vec<NodeNo>,
     refused: Vec<NodeNo>,
     /// It was found, not made: the operation's own work comes after it.
@@ -474,17 +477,25 @@ impl<R: Rules> Proposer<R> {
     }
 
     fn accept(&mut self, now: Now, value: Known, configs: Vec<Config>, found: bool, out: &mut Vec<Output<R::Refusal>>) {
-        let mut asked = Vec::new();
+        let next = &value.head.config.next;
+        let (mut asked, mut later) = (Vec::new(), Vec::new());
         for &node in configs.iter().flat_map(Config::groups).flatten() {
-            if !asked.contains(&node) {
-                asked.push(node);
-                let message = RegisterMessage::Accept { ballot: self.ballot, value: value.value.clone() };
-                out.push(Output::Send { to: node, message });
+            let list = if next.is_empty() || next.contains(&node) { &mut asked } else { &mut later };
+            if !list.contains(&node) {
+                list.push(node);
             }
         }
+        self.ask_to_accept(asked, &value.value, out);
         let until = now.mono + ATTEMPT_MS;
         let (accepted, refused) = (Vec::new(), Vec::new());
-        self.phase = Phase::Accepting(Accepting { until, value, configs, accepted, refused, found });
+        self.phase = Phase::Accepting(Accepting { until, value, configs, later, accepted, refused, found });
+    }
+
+    fn ask_to_accept(&self, nodes: Vec<NodeNo>, value: &[u8], out: &mut Vec<Output<R::Refusal>>) {
+        for to in nodes {
+            let message = RegisterMessage::Accept { ballot: self.ballot, value: value.to_vec() };
+            out.push(Output::Send { to, message });
+        }
     }
 
     fn on_accepted(&mut self, now: Now, from: NodeNo, ballot: Ballot, out: &mut Vec<Output<R::Refusal>>) {
@@ -494,6 +505,11 @@ impl<R: Rules> Proposer<R> {
             return;
         }
         accepting.accepted.push(from);
+        let to_vote = Config { voters: accepting.value.head.config.next.clone(), next: Vec::new() };
+        if !accepting.later.is_empty() && is_quorum(&to_vote, |node| accepting.accepted.contains(&node)) {
+            let (later, value) = (std::mem::take(&mut accepting.later), accepting.value.value.clone());
+            self.ask_to_accept(later, &value, out);
+        }
         if !self.is_reached() {
             return;
         }

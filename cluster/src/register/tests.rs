@@ -352,7 +352,7 @@ fn while_voters_change_both_groups_must_agree() {
 
 /// Else a value could be left with one voter, neither chosen nor given up, when those who were to vote are gone already.
 #[test]
-fn who_is_to_vote_promises_before_anybody_accepts() {
+fn who_is_to_vote_promises_and_accepts_before_the_others() {
     let value = Value::first(&[1, 2, 3]);
     let mut one = proposer(1, &value);
     let mut out = Vec::new();
@@ -371,7 +371,18 @@ fn who_is_to_vote_promises_before_anybody_accepts() {
     let mut old = value.clone();
     old.tag = 99;
     one.on_message(at(1), NodeNo(4), promise(mine, Some((ballot(0, 2), &old))), &mut out);
-    assert_eq!((asked(&out), accept_sent(&out).config.next), (vec![1, 2, 3, 4, 5], next.to_vec()));
+    assert_eq!((asked(&out), accept_sent(&out).config.next), (vec![3, 4, 5], next.to_vec()));
+    out.clear();
+    let accepted = RegisterMessage::Accepted { ballot: mine };
+    one.on_message(at(1), NodeNo(4), accepted.clone(), &mut out);
+    assert!(out.is_empty(), "one of three");
+    one.on_message(at(1), NodeNo(3), accepted.clone(), &mut out);
+    assert_eq!((asked(&out), outcome(&out)), (vec![1, 2], None), "the others are asked now");
+    out.clear();
+    one.on_message(at(1), NodeNo(5), accepted.clone(), &mut out);
+    assert!(out.is_empty(), "nobody is asked twice, and one of the present voters has accepted");
+    one.on_message(at(1), NodeNo(1), accepted, &mut out);
+    assert!(matches!(outcome(&out), Some(Outcome::Chosen(_))));
 
     // When they do not answer nothing has changed.
     let mut one = proposer(1, &value);

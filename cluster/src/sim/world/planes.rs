@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{AUTHORITY, MS, What, World};
 use crate::control::{Control, Event, Output};
 use crate::ids::{NodeId, NodeNo};
-use crate::map::{Change, Map, Standing};
+use crate::map::{Change, Map, Member, Standing};
 use crate::membership;
 use crate::register::{Ballot, slots};
 use crate::sim::history::Rule;
@@ -468,13 +468,19 @@ impl World {
         self.missed.extend(missed.into_iter().map(|no| (no, self.time)));
     }
 
-    /// A machine goes, and another one comes in its place. Its vote is lost, so this waits until no other vote is.
+    /// A machine goes, and another one comes in its place. Its vote is lost, so this waits until no other vote is: neither of those
+    /// who vote, nor of those who are to vote in a change that somebody has accepted.
     pub(super) fn replace_machine(&mut self, node: usize, down_ms: u64) -> bool {
         let map = self.newest.clone();
         let lately = self.votes.replaced_at.is_some_and(|at| at + REPLACED > self.time);
         let is_there = |id: NodeId| self.nodes.iter().any(|node| node.id == id && !node.gone);
         let seats = map.members.iter().filter(|m| map.voters.contains(&m.seat));
         let whole = map.voters.len() >= 3 && map.next_voters.is_empty() && seats.clone().all(|m| is_there(m.about.id));
+        let open = self.nodes.iter().filter_map(|node| Map::decode(&node.disk.voter.accepted.as_ref()?.1).ok());
+        let open: Vec<Map> = open.filter(|open| open.epoch > map.epoch).collect();
+        let to_vote = |open: &Map, m: &Member| open.next_voters.contains(&m.seat) && m.standing != Standing::Lost;
+        let whole =
+            whole && open.iter().all(|o| o.members.iter().filter(|m| to_vote(o, m)).all(|m| is_there(m.about.id)));
         let may = self.nodes[node].up && !lately && whole && map.present().count() >= 3 && self.may_lose(node);
         if may {
             self.stop(node);
