@@ -534,9 +534,9 @@ impl Coordinator {
         &mut self,
         cx: &mut Context<'_>,
         token: u64,
-        keys: &[(KeyHash, &[u8])],
-        payload: usize,
+        (keys, payload): (&[(KeyHash, &[u8])], usize),
         level: Level,
+        deadline: Millis,
     ) {
         let bytes = keys.iter().map(|(_, key)| key.len()).sum::<usize>();
         if !self.admit(cx, token, bytes + payload) {
@@ -552,7 +552,6 @@ impl Coordinator {
         };
         let found = keys.iter().map(nothing).collect();
         self.insert_joined(token, Joined::of(keys.len(), Some(found), payload));
-        let deadline = cx.now.mono + self.limits.timeout_ms;
         for (number, (hash, key)) in keys.iter().enumerate() {
             let then = Then::Join(number as u32);
             self.begin_read(cx, *hash, (*key).into(), Reading { token, level, deadline, then });
@@ -566,15 +565,14 @@ impl Coordinator {
         cx: &mut Context<'_>,
         token: u64,
         changes: Vec<Changed>,
-        level: Level,
-        ordered: bool,
+        (level, ordered): (Level, bool),
+        deadline: Millis,
     ) {
         let bytes = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len)).sum();
         if !self.admit_write(cx, token, bytes) {
             return;
         }
         self.insert_joined(token, Joined::of(changes.len(), None, 0));
-        let deadline = cx.now.mono + self.limits.timeout_ms;
         for Changed { hash, key, value, expires_at, version } in changes {
             let version = version.unwrap_or_else(|| cx.store.mint(cx.now.wall));
             let tombstone = value.is_none();
@@ -684,7 +682,14 @@ impl Coordinator {
     }
 
     /// Sends a request to the orderer of its shard.
-    pub(crate) fn forward(&mut self, cx: &mut Context<'_>, token: u64, hash: KeyHash, request: &[u8], to: NodeNo) {
+    pub(crate) fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        token: u64,
+        (hash, request): (KeyHash, &[u8]),
+        to: NodeNo,
+        deadline: Millis,
+    ) {
         if !self.admit(cx, token, request.len()) {
             return;
         }
@@ -695,8 +700,7 @@ impl Coordinator {
             key: Box::default(),
             level: Level::Quorum,
             epoch: placement.epoch,
-            // The orderer's own operations have to end before: it needs their time and the way.
-            deadline: cx.now.mono + 2 * self.limits.timeout_ms + self.limits.again_ms,
+            deadline,
             again: Millis::MAX,
             tally: of_read(cx, placement, Level::One),
             phase: Phase::Order { to, request: request.len() },
@@ -709,7 +713,8 @@ impl Coordinator {
             bytes: request.len(),
         };
         let epoch = op.epoch;
-        let left_ms = (2 * self.limits.timeout_ms) as u32;
+        // The orderer's own operations have to end before: the answer needs its time.
+        let left_ms = deadline.saturating_sub(cx.now.mono + self.limits.again_ms) as u32;
         let number = self.insert(op);
         let ask = Ask { op: number, shard: cx.view.shard(hash), epoch, left_ms };
         cx.out.send(&[to], Class::Request, &Message::Order(ask, hash, request));

@@ -139,6 +139,8 @@ pub enum Operation<'a> {
         payload: usize,
         /// From how many replicas: never from fewer than a quorum if the command's outcome depends on what is found.
         level: Level,
+        /// When it ends at the latest: a command is several operations, which share its time.
+        deadline: Millis,
     },
     /// What a command changed is written. Ends as [`Outcome::Committed`].
     Commit {
@@ -149,6 +151,8 @@ pub enum Operation<'a> {
         /// What such a command wrote is acknowledged in the shard epoch in which it ran, or not at all: in a later one
         /// another orderer may not have seen it.
         ordered: bool,
+        /// When it ends at the latest.
+        deadline: Millis,
     },
     /// A request goes to the orderer of its shard. Ends as [`Outcome::Ordered`].
     Forward {
@@ -158,6 +162,8 @@ pub enum Operation<'a> {
         request: &'a [u8],
         /// The orderer.
         to: NodeNo,
+        /// When it ends at the latest. The orderer is told how much is left.
+        deadline: Millis,
     },
 }
 
@@ -304,11 +310,15 @@ impl Shards {
             }
             Operation::Read { key: (hash, key), level } => self.coordinator.read(cx, token, hash, key, level),
             Operation::Delete { key: (hash, key), level } => self.coordinator.delete(cx, token, hash, key, level),
-            Operation::Prepare { keys, payload, level } => self.coordinator.prepare(cx, token, keys, payload, level),
-            Operation::Commit { changes, level, ordered } => {
-                self.coordinator.commit(cx, token, changes, level, ordered)
+            Operation::Prepare { keys, payload, level, deadline } => {
+                self.coordinator.prepare(cx, token, (keys, payload), level, deadline);
             }
-            Operation::Forward { hash, request, to } => self.coordinator.forward(cx, token, hash, request, to),
+            Operation::Commit { changes, level, ordered, deadline } => {
+                self.coordinator.commit(cx, token, changes, (level, ordered), deadline);
+            }
+            Operation::Forward { hash, request, to, deadline } => {
+                self.coordinator.forward(cx, token, (hash, request), to, deadline);
+            }
         }
     }
 

@@ -94,6 +94,8 @@ struct Request {
     stage: Stage,
     /// Until when it is tried again while its shard has no orderer.
     patience: Millis,
+    /// When it has ended at the latest.
+    deadline: Millis,
     /// How it is run; of commands and transactions.
     class: Class,
 }
@@ -276,8 +278,11 @@ impl Requests {
     pub(crate) fn begin(&mut self, lent: &mut Lent<'_>, frame: &Frame<'_>, origin: Origin) -> Result<(), Origin> {
         let (hash, level) = (KeyHash(frame.head.hash), level_of(frame.head.level));
         let patience = lent.now.mono + self.timeout;
+        // What a command changes has some time left to be written when all else took as long as it may.
+        let deadline = patience + self.timeout / 2;
         let request = |stage, payload: &[u8]| Request {
             patience,
+            deadline,
             origin,
             kind: frame.kind,
             head: frame.head,
@@ -331,7 +336,7 @@ impl Requests {
     fn run(&mut self, lent: &mut Lent<'_>, token: u32) {
         let Some(request) = self.requests.get(token) else { return };
         let payload = std::mem::take(&mut request.payload);
-        let (kind, head) = (request.kind, request.head);
+        let (kind, head, patience, deadline) = (request.kind, request.head, request.patience, request.deadline);
         let is_peer = matches!(request.origin, Origin::Peer(..));
         let frame = Frame { kind, head, payload: &payload, payload_at: HEAD_LEN };
         let keyspace = lent.shards.view().keyspace();
@@ -374,7 +379,8 @@ impl Requests {
                             request.stage = Stage::Forwarded;
                         }
                         let hash = KeyHash(head.hash);
-                        lent.start(number, Operation::Forward { hash, request: batch.bytes(), to: orderer });
+                        let request = batch.bytes();
+                        lent.start(number, Operation::Forward { hash, request, to: orderer, deadline });
                     }
                     _ if class == Class::Blind => {
                         let nothing = |&(hash, key): &(KeyHash, &[u8])| Found {
@@ -393,7 +399,8 @@ impl Requests {
                         if class != Class::Read {
                             level = level.at_least(quorums(lent, &head).1);
                         }
-                        lent.start(number, Operation::Prepare { keys: &keys, payload: payload.len(), level });
+                        let (keys, payload) = (&keys, payload.len());
+                        lent.start(number, Operation::Prepare { keys, payload, level, deadline: patience });
                     }
                 }
             }
@@ -407,6 +414,7 @@ impl Requests {
     fn execute(&mut self, lent: &mut Lent<'_>, token: u32, mut found: Vec<Found>) {
         let Some(request) = self.requests.get(token) else { return };
         let (origin, kind, head, class) = (request.origin, request.kind, request.head, request.class);
+        let deadline = request.deadline;
         let ordered = class == Class::Ordered;
         let payload = std::mem::take(&mut request.payload);
         let wall = lent.now.wall;
@@ -477,7 +485,7 @@ impl Requests {
             // It is of no use on fewer replicas than the next one reads.
             level = level.at_least(quorums(lent, &head).0);
         }
-        lent.start(u64::from(token), Operation::Commit { changes, level, ordered });
+        lent.start(u64::from(token), Operation::Commit { changes, level, ordered, deadline });
     }
 
     /// Empties the scratch store.
@@ -497,8 +505,10 @@ impl Requests {
             matches!(frame.kind, Kind::Command | Kind::Exec) && shard.shard(KeyHash(frame.head.hash)) == ask.shard
         });
         let Some(frame) = frame else { return lent.shards.answer_order(from, ask, Err(Why::Broken), lent.out) };
+        let left = Millis::from(ask.left_ms).min(2 * self.timeout);
         let token = self.insert(Request {
-            patience: 0,
+            patience: lent.now.mono + left * 2 / 3,
+            deadline: lent.now.mono + left,
             origin: Origin::Peer(from, ask),
             kind: frame.kind,
             head: frame.head,
@@ -747,6 +757,7 @@ mod tests {
             bytes: MAX_BYTES / 2,
             stage: Stage::Reading,
             patience: 0,
+            deadline: 0,
             class: Class::Read,
         };
         let first = requests.insert(half(0));

@@ -246,7 +246,12 @@ fn a_node_with_a_wrong_clock_makes_no_versions_and_does_all_else() {
     node.shards.begin(node.now, &mut node.store, TOKEN, delete, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     let change = Changed { hash, key: (*b"k").into(), value: None, expires_at: 0, version: None };
-    let commit = Operation::Commit { changes: vec![change], level: Level::Quorum, ordered: false };
+    let commit = Operation::Commit {
+        changes: vec![change],
+        level: Level::Quorum,
+        ordered: false,
+        deadline: node.now.mono + 1000,
+    };
     node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
     assert_eq!(node.outcome(), Some(Outcome::Failed(Failure::Clock)));
     assert!(node.writes().is_empty());
@@ -306,7 +311,7 @@ fn a_node_that_is_cut_off_begins_no_write_that_one_copy_is_enough_for() {
                 expires_at: 0,
                 version: None,
             }];
-            let commit = Operation::Commit { changes, level, ordered };
+            let commit = Operation::Commit { changes, level, ordered, deadline: node.now.mono + 1000 };
             node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
             assert!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), "{level:?} {ordered}");
         }
@@ -335,7 +340,8 @@ fn a_node_that_is_cut_off_answers_no_read_that_one_copy_is_enough_for() {
             assert_eq!(matches!(outcome, Outcome::Failed(Failure::NoQuorum { .. })), refused, "{level:?}");
         }
         let keys = [(node.locate(b"k"), b"k".as_slice())];
-        let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum };
+        let prepare =
+            Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum, deadline: node.now.mono + 1000 };
         node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
         assert_eq!(matches!(node.outcome(), Some(Outcome::Failed(Failure::NoQuorum { .. }))), refused);
     }
@@ -408,7 +414,7 @@ fn a_command_of_which_one_key_was_written_and_one_refused_says_so() {
         version: None,
     };
     let changes = vec![change(key), change(other)];
-    let commit = Operation::Commit { changes, level: Level::Quorum, ordered: false };
+    let commit = Operation::Commit { changes, level: Level::Quorum, ordered: false, deadline: node.now.mono + 1000 };
     node.shards.begin(node.now, &mut node.store, TOKEN, commit, &mut node.out);
     assert_eq!(node.outcome(), None);
     let (to, ask) = node.writes()[0];
@@ -462,7 +468,7 @@ fn values_that_reads_hold_and_commands_that_wait_are_counted() {
     };
     let keys = [(node.locate(b"k"), b"k".as_slice())];
     let prepare = |node: &mut Node, payload| {
-        let prepare = Operation::Prepare { keys: &keys, payload, level: Level::Quorum };
+        let prepare = Operation::Prepare { keys: &keys, payload, level: Level::Quorum, deadline: node.now.mono + 1000 };
         node.shards.begin(node.now, &mut node.store, TOKEN + 1, prepare, &mut node.out);
     };
     let busy = Some(Outcome::Failed(Failure::Busy));
@@ -504,7 +510,7 @@ fn values_found_for_a_command_are_counted_as_they_come() {
     }
     let keys = [b"j", b"k"].map(|key| (node.locate(key), key.as_slice()));
     let prepare = |node: &mut Node| {
-        let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::One };
+        let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::One, deadline: node.now.mono + 1000 };
         node.shards.begin(node.now, &mut node.store, TOKEN + 1, prepare, &mut node.out);
         node.shards.invariants();
         node.out.take_done().pop().map(|(_, outcome)| outcome)
@@ -525,7 +531,7 @@ fn a_read_that_wrote_back_reads_again_when_its_shard_has_changed() {
     let entry = Entry { key: b"k", value: b"v", version, expires_at: 0, tombstone: false };
     node.store.merge(entry, node.now.wall).unwrap();
     let keys = [(node.locate(b"k"), b"k".as_slice())];
-    let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum };
+    let prepare = Operation::Prepare { keys: &keys, payload: 0, level: Level::Quorum, deadline: node.now.mono + 1000 };
     node.shards.begin(node.now, &mut node.store, TOKEN, prepare, &mut node.out);
     let (to, ask) = node.reads()[0];
     node.hear(to, &Message::Found(ask, None, false));
@@ -550,9 +556,10 @@ fn a_command_that_was_forwarded_is_unknown_until_its_answer_whatever_this_node_h
     let hash = node.locate(b"k");
     assert_eq!(node.shards.orderer(hash), Ok(NodeNo(2)));
     for answers in [true, false] {
-        let forward = Operation::Forward { hash, request: b"INCR", to: NodeNo(2) };
+        let forward = Operation::Forward { hash, request: b"INCR", to: NodeNo(2), deadline: node.now.mono + 2100 };
         node.shards.begin(node.now, &mut node.store, TOKEN, forward, &mut node.out);
         let (to, ask) = node.sent(|message| matches!(message, Message::Order(..)))[0];
+        assert_eq!(ask.left_ms, 2000, "the orderer has to end before, so that its answer comes in time");
         node.shards.set_isolated(true);
         let mut map = (*node.shards.view().map).clone();
         map.epoch += 1;

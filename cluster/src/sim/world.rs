@@ -641,7 +641,8 @@ impl World {
                 Ok(no) => {
                     let token = state.token(Pending::Forwarded(op));
                     let Core { shards, store, out, .. } = &mut state.cores[core];
-                    let forward = Operation::Forward { hash, request: &key.to_le_bytes(), to: no };
+                    let deadline = now.mono + 2 * self.options.timeout_ms + self.options.again_ms;
+                    let forward = Operation::Forward { hash, request: &key.to_le_bytes(), to: no, deadline };
                     shards.begin(now, store, token, forward, out);
                 }
                 Err(_) => return self.end(op, Came::Failed),
@@ -673,7 +674,8 @@ impl World {
         let token = state.token(Pending::Prepare(asker));
         let Core { shards, store, out, .. } = &mut state.cores[core];
         let hash = store.locate(&name);
-        let prepare = Operation::Prepare { keys: &[(hash, &name)], payload: 0, level: Level::Quorum };
+        let deadline = now.mono + self.options.timeout_ms;
+        let prepare = Operation::Prepare { keys: &[(hash, &name)], payload: 0, level: Level::Quorum, deadline };
         shards.begin(now, store, token, prepare, out);
     }
 
@@ -696,7 +698,8 @@ impl World {
         let token = state.token(Pending::Commit(asker, count));
         let changed = Changed { hash, key, value: Some(count.to_le_bytes().to_vec()), expires_at: 0, version };
         let Core { shards, store, out, .. } = &mut state.cores[core];
-        let commit = Operation::Commit { changes: vec![changed], level: Level::Quorum, ordered: true };
+        let deadline = now.mono + self.options.timeout_ms;
+        let commit = Operation::Commit { changes: vec![changed], level: Level::Quorum, ordered: true, deadline };
         shards.begin(now, store, token, commit, out);
         self.trace.note(time, node, Some(shard), || format!("run count -> {count}"));
         true
