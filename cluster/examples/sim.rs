@@ -14,7 +14,7 @@ use gridkv_cluster::sim::{self, Run, forged};
 /// Faults that each seed has to see, at least.
 const FAULTS: u64 = 12;
 /// Operations of each seed about which something is promised, at least.
-const CHECKED: u64 = 10;
+const CHECKED: u64 = 5;
 
 /// Whole clusters in one thread, under virtual time, from one seed.
 #[derive(Parser, Debug)]
