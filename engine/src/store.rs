@@ -241,7 +241,8 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// A store over an empty backend made with [`StoreConfig::backend`].
-    pub fn new(config: StoreConfig, backend: Box<dyn Backend>) -> Store {
+    pub fn new(mut config: StoreConfig, backend: Box<dyn Backend>) -> Store {
+        config.max_value = config.max_value.min(MAX_VALUE_LEN);
         let log = config.change_log_entries.min(NODE_LOG_ENTRIES / usize::from(config.keyspace.shards.get())).max(1);
         let shard = |_| Shard {
             live: 0,
@@ -320,7 +321,7 @@ impl Store {
         if key.len() > MAX_KEY_LEN {
             return Err(StoreError::KeyTooLong);
         }
-        if value_len > self.config.max_value.min(MAX_VALUE_LEN) {
+        if value_len > self.config.max_value {
             return Err(StoreError::ValueTooLong);
         }
         Ok(())

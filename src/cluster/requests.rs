@@ -32,6 +32,7 @@ use gridkv_engine::record::Entry;
 use gridkv_engine::store::{Store, StoreError};
 use gridkv_net::frame::{Batch, Frame, HEAD_LEN, Head, Kind, Status};
 use gridkv_net::mesh::CoreId;
+use gridkv_net::session::PART_WRITTEN;
 use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
 
 use crate::cores::serve::{self, Scratch, Serving};
@@ -208,10 +209,6 @@ const MAX_MESSAGE: usize = MAX_VALUE + (128 << 10);
 const LONG_COMMAND: &str = "ERR a command that another node of the cluster runs may be 64 MiB long; nothing was done";
 const LONG_ANSWER: &str =
     "ERR the answer of a command that another node of the cluster runs may be 64 MiB long; nothing was done";
-
-/// As of a command whose keys several cores of a node hold; the refusal follows.
-const PART_WRITTEN: &str =
-    "UNKNOWN part of the keys was written: read to find out which; the others were refused with ";
 
 impl Requests {
     pub(crate) fn new(scratch: Store, timeout: Millis) -> Requests {

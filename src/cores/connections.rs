@@ -758,23 +758,21 @@ fn next_page(core: &CoreRc, conn: ConnId, page: &mut Http, out: &mut Vec<u8>) {
         }
         page.busy = true;
         let asked = core.clone();
-        if request.page == http::Page::Ready {
-            answer_later(core, conn, 0, async move {
-                let ready = crate::cluster::view::look_whether_ready(&asked).await;
-                let mut out = Vec::new();
-                http::respond(&request, http::Content { metrics: "", ready }, &mut out);
-                out
-            });
-            return;
-        }
         answer_later(core, conn, 0, async move {
-            let started = asked.state.borrow().settings.facts.started;
-            let cores = each_core(&asked, |core| core.metrics()).await;
-            let node = NodeMetrics { cores, uptime: started.elapsed() };
-            let metrics = crate::cluster::metrics::render(&asked, &node).await;
+            let (metrics, ready) = match request.page {
+                http::Page::Ready => (String::new(), crate::cluster::view::look_whether_ready(&asked).await),
+                _ => (metrics_page(&asked).await, ready),
+            };
             let mut out = Vec::new();
             http::respond(&request, http::Content { metrics: &metrics, ready }, &mut out);
             out
         });
     }
+}
+
+async fn metrics_page(core: &CoreRc) -> String {
+    let started = core.state.borrow().settings.facts.started;
+    let cores = each_core(core, |core| core.metrics()).await;
+    let node = NodeMetrics { cores, uptime: started.elapsed() };
+    crate::cluster::metrics::render(core, &node).await
 }

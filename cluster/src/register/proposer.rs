@@ -505,8 +505,9 @@ impl<R: Rules> Proposer<R> {
             return;
         }
         accepting.accepted.push(from);
-        let to_vote = Config { voters: accepting.value.head.config.next.clone(), next: Vec::new() };
-        if !accepting.later.is_empty() && is_quorum(&to_vote, |node| accepting.accepted.contains(&node)) {
+        let next = &accepting.value.head.config.next;
+        let willing = next.iter().filter(|node| accepting.accepted.contains(node)).count();
+        if !accepting.later.is_empty() && willing > next.len() / 2 {
             let (later, value) = (std::mem::take(&mut accepting.later), accepting.value.value.clone());
             self.ask_to_accept(later, &value, out);
         }

@@ -171,7 +171,7 @@ impl Session {
                     if back.may_overtake() { self.keys(&multi.queue, back).collect() } else { Vec::new() };
                 let writes = multi.queue.iter().any(|step| touch_of(step.spec) == Touch::Write);
                 let touch = if writes { Touch::Write } else { Touch::Read };
-                if keys.iter().any(|&key| self.claims.forbid(key, touch)) || !own && !back.has_room(owner) {
+                if self.are_claimed(keys.iter().copied(), touch) || !own && !back.has_room(owner) {
                     return Step::Later;
                 }
                 let watched = std::mem::take(&mut self.watched);
@@ -185,7 +185,7 @@ impl Session {
                     self.reply(loudness, out, |out| back.exec(&packed, protocol, out));
                 } else {
                     let slot = self.replies.wait(protocol, loudness);
-                    self.claims.hold(slot, keys, touch);
+                    self.claim(slot, keys, touch, back);
                     let hash = hash.unwrap_or(KeyHash::MIN);
                     back.send(owner, hash, slot, 0, Request::Exec(&packed, protocol));
                 }

@@ -40,7 +40,7 @@ use crate::frame::Status;
 use crate::mesh::CoreId;
 use crate::resp::{Decoder, Limits as WireLimits, Parsed, Protocol, Span, Writer};
 
-pub use replies::Answer;
+pub use replies::{Answer, PART_WRITTEN};
 
 use claims::{Claims, Touch};
 use replies::{Gathering, Loudness, Replies};
@@ -615,9 +615,7 @@ impl Session {
             self.replies.write(out, |out| back.get(hash, key, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, Loudness::Heard);
-            if back.may_overtake() {
-                self.claims.hold(slot, [hash], Touch::Read);
-            }
+            self.claim(slot, [hash], Touch::Read, back);
             back.send(owner, hash, slot, 0, Request::Get(key));
         } else {
             return Step::Later;
@@ -638,9 +636,7 @@ impl Session {
             self.replies.write(out, |out| back.set(hash, key, value, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(self.client.protocol, Loudness::Heard);
-            if back.may_overtake() {
-                self.claims.hold(slot, [hash], Touch::Blind);
-            }
+            self.claim(slot, [hash], Touch::Blind, back);
             back.send(owner, hash, slot, 0, Request::Set(key, value));
         } else {
             return Step::Later;
@@ -765,14 +761,14 @@ impl Session {
     ) -> Step {
         let owner = back.owner(hash);
         let protocol = self.client.protocol;
-        let touch = touch_of(spec);
-        if self.are_claimed(keys_of(spec, args), touch, back) {
+        let (touch, keyspace) = (touch_of(spec), back.keyspace());
+        if self.are_claimed(hashes_of(spec, args, keyspace), touch) {
             return Step::Later;
         } else if back.runs(owner) {
             self.reply(loudness, out, |out| back.run(spec, args, protocol, out));
         } else if back.has_room(owner) {
             let slot = self.replies.wait(protocol, loudness);
-            self.claim(slot, keys_of(spec, args), touch, back);
+            self.claim(slot, hashes_of(spec, args, keyspace), touch, back);
             back.send(owner, hash, slot, 0, Request::Command(spec, args, protocol));
         } else {
             return Step::Later;
@@ -809,7 +805,7 @@ impl Session {
         let here = back.here();
         let cores = || (0..involved.len()).filter(|&core| involved[core] > 0).map(|core| CoreId(core as u16));
         let touch = touch_of(spec);
-        if self.are_claimed(keys_of(spec, args), touch, back)
+        if self.are_claimed(hashes_of(spec, args, keyspace), touch)
             || !cores().all(|core| back.runs(core) || back.has_room(core))
         {
             return Step::Later;
@@ -830,7 +826,7 @@ impl Session {
         }
         let protocol = self.client.protocol;
         let slot = self.replies.gather(gathering, protocol, loudness);
-        self.claim(slot, keys_of(spec, args), touch, back);
+        self.claim(slot, hashes_of(spec, args, keyspace), touch, back);
         for core in cores().filter(|&core| core != here || !own) {
             let part = &parts[core.index()];
             let hash = keyspace.locate(part[1]);
@@ -881,15 +877,15 @@ impl Session {
 
     /// Whether a request under way has to be answered before one that touches these keys may go.
     #[inline]
-    fn are_claimed<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>, touch: Touch, back: &impl Backplane) -> bool {
-        !self.claims.is_empty() && keys.any(|key| self.claims.forbid(back.keyspace().locate(key), touch))
+    fn are_claimed(&self, mut keys: impl Iterator<Item = KeyHash>, touch: Touch) -> bool {
+        !self.claims.is_empty() && keys.any(|key| self.claims.forbid(key, touch))
     }
 
     /// The request of that slot is about to go.
     #[inline]
-    fn claim<'a>(&mut self, slot: u32, keys: impl Iterator<Item = &'a [u8]>, touch: Touch, back: &impl Backplane) {
+    fn claim(&mut self, slot: u32, keys: impl IntoIterator<Item = KeyHash>, touch: Touch, back: &impl Backplane) {
         if back.may_overtake() {
-            self.claims.hold(slot, keys.map(|key| back.keyspace().locate(key)), touch);
+            self.claims.hold(slot, keys, touch);
         }
     }
 
@@ -943,8 +939,8 @@ impl Session {
 }
 
 /// The keys that a command names.
-fn keys_of<'a>(spec: &'static Spec, args: &[&'a [u8]]) -> impl Iterator<Item = &'a [u8]> {
-    spec.keys(args.len()).map(|at| args[at])
+fn hashes_of(spec: &'static Spec, args: &[&[u8]], keyspace: Keyspace) -> impl Iterator<Item = KeyHash> {
+    spec.keys(args.len()).map(move |at| keyspace.locate(args[at]))
 }
 
 /// What a command does with its keys.

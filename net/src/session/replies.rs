@@ -98,7 +98,8 @@ impl Gathering {
         if let Some(error) = &self.error {
             if self.changed && !is_unknown(error) {
                 // The refusal alone would say that nothing was done.
-                out.extend_from_slice(PART_WRITTEN);
+                out.push(b'-');
+                out.extend_from_slice(PART_WRITTEN.as_bytes());
                 out.extend_from_slice(error.strip_prefix(b"-").unwrap_or(error));
             } else {
                 out.extend_from_slice(error);
@@ -128,9 +129,9 @@ impl Gathering {
     }
 }
 
-/// What a client reads when a command of several cores was done by some and refused by others; the refusal follows.
-const PART_WRITTEN: &[u8] =
-    b"-UNKNOWN part of the keys was written: read to find out which; the others were refused with ";
+/// What a client reads when a command over several keys was done for some and refused for others; the refusal follows.
+pub const PART_WRITTEN: &str =
+    "UNKNOWN part of the keys was written: read to find out which; the others were refused with ";
 
 /// Whether an error's line leaves open what was done.
 fn is_unknown(line: &[u8]) -> bool {
@@ -370,7 +371,7 @@ mod tests {
         let down = Answer { status: Status::Error, aux: 0, bytes: b"CLUSTERDOWN no" };
         let full = Answer { status: Status::Encoded, aux: 0, bytes: b"-OOM no\r\n" };
         let open = Answer { status: Status::Error, aux: 0, bytes: b"UNKNOWN 1 of 2" };
-        let refused = |with: &str| format!("{}{with}", std::str::from_utf8(PART_WRITTEN).unwrap());
+        let refused = |with: &str| format!("-{PART_WRITTEN}{with}");
         for (merge, one, other, expected) in [
             (Merge::Ok, &down, &open, "-UNKNOWN 1 of 2"),
             (Merge::Ok, &done, &open, "-UNKNOWN 1 of 2"),
@@ -384,6 +385,6 @@ mod tests {
             assert_eq!(merged(merge, true, one, other), expected);
             assert_eq!(merged(merge, true, other, one), expected);
         }
-        assert!(is_unknown(PART_WRITTEN));
+        assert!(is_unknown(format!("-{PART_WRITTEN}").as_bytes()));
     }
 }

@@ -49,29 +49,14 @@ func commands(t *testing.T, client *redis.Client) {
 
 	t.Run("many keys over all cores", func(t *testing.T) {
 		keys, values := numbered("key:", 500)
-		var pairs []any
-		for i, key := range keys {
-			pairs = append(pairs, key, values[i])
-		}
-		check(t, client.MSet(ctx, pairs...).Err())
-		equal(t, client.MGet(ctx, keys...).Val(), values)
+		manyAtOnce(t, client, keys, values)
 		equal(t, client.Del(ctx, keys[:200]...).Val(), 200)
 		equal(t, client.Exists(ctx, keys...).Val(), 300)
 	})
 
 	t.Run("a pipeline of thousands keeps its order", func(t *testing.T) {
 		keys, values := numbered("pipe:", 5000)
-		answers, err := client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			for i, key := range keys {
-				pipe.Set(ctx, key, values[i], 0)
-				pipe.Get(ctx, key)
-			}
-			return nil
-		})
-		check(t, err)
-		for i := range keys {
-			equal(t, answers[2*i+1].(*redis.StringCmd).Val(), values[i])
-		}
+		pipelined(t, client, keys, values)
 	})
 
 	t.Run("the iterator finds each of them", func(t *testing.T) {

@@ -80,6 +80,33 @@ func numbered(prefix string, n int) (keys []string, values []any) {
 	return keys, values
 }
 
+// manyAtOnce writes all keys in one command and reads them in another.
+func manyAtOnce(t *testing.T, client redis.Cmdable, keys []string, values []any) {
+	t.Helper()
+	var pairs []any
+	for i, key := range keys {
+		pairs = append(pairs, key, values[i])
+	}
+	check(t, client.MSet(ctx, pairs...).Err())
+	equal(t, client.MGet(ctx, keys...).Val(), values)
+}
+
+// pipelined writes each key and reads it, all without waiting for an answer.
+func pipelined(t *testing.T, client redis.Cmdable, keys []string, values []any) {
+	t.Helper()
+	answers, err := client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, key := range keys {
+			pipe.Set(ctx, key, values[i], 0)
+			pipe.Get(ctx, key)
+		}
+		return nil
+	})
+	check(t, err)
+	for i := range keys {
+		equal(t, answers[2*i+1].(*redis.StringCmd).Val(), values[i])
+	}
+}
+
 func TestCluster(t *testing.T) {
 	addresses := nodes(t)
 	kinds := map[string]redis.ClusterOptions{
@@ -132,27 +159,12 @@ func uses(t *testing.T, client *redis.ClusterClient, addresses []string) {
 
 	t.Run("a pipeline goes to several nodes and answers in order", func(t *testing.T) {
 		keys, values := numbered("pipe:", 500)
-		answers, err := client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			for i, key := range keys {
-				pipe.Set(ctx, key, values[i], 0)
-				pipe.Get(ctx, key)
-			}
-			return nil
-		})
-		check(t, err)
-		for i := range keys {
-			equal(t, answers[2*i+1].(*redis.StringCmd).Val(), values[i])
-		}
+		pipelined(t, client, keys, values)
 	})
 
 	t.Run("many keys of one tag, and a transaction", func(t *testing.T) {
 		keys, values := numbered("{go}", 50)
-		var pairs []any
-		for i, key := range keys {
-			pairs = append(pairs, key, values[i])
-		}
-		check(t, client.MSet(ctx, pairs...).Err())
-		equal(t, client.MGet(ctx, keys...).Val(), values)
+		manyAtOnce(t, client, keys, values)
 		answers, err := client.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
 			pipe.Set(ctx, "{go}t", "1", 0)
 			pipe.Incr(ctx, "{go}t")
