@@ -99,7 +99,7 @@ pub trait Backend {
     }
 
     /// A hint that the entry of that hash is wanted soon: bring closer where it would be found. Misses of the cache that are
-    /// begun for many keys at once overlap.
+    /// begun for many keys at once overlap. A shard of another core means nothing.
     fn prefetch_place(&self, _shard: ShardId, _hash: KeyHash) {}
 
     /// The second half of the hint, a while after [`Backend::prefetch_place`]: bring closer the entry itself.
@@ -287,9 +287,11 @@ impl Registry {
 #[derive(Debug)]
 pub struct InMemory {
     keyspace: Keyspace,
-    first: u16,
     /// One per owned shard, or one for all.
     tables: Vec<Table>,
+    /// Bits of a hash that name its table, and the table that comes first.
+    bits: u32,
+    first: usize,
     /// Cleared tables that are being freed, segment by segment. They still count as memory in use.
     dropping: Vec<Table>,
     records_bytes: usize,
@@ -300,39 +302,43 @@ impl InMemory {
     fn sharded(config: &BackendConfig) -> InMemory {
         let space = config.keyspace;
         let table = |shard| Table::new(space, space.shards.bits(), space.first_hash(ShardId(shard)));
-        InMemory::new(config, config.owned.clone().map(table).collect())
+        let tables = config.owned.clone().map(table).collect();
+        InMemory::new(space, tables, space.shards.bits(), usize::from(config.owned.start))
     }
 
     fn single(config: &BackendConfig) -> InMemory {
-        InMemory::new(config, vec![Table::new(config.keyspace, 0, KeyHash(0))])
+        InMemory::new(config.keyspace, vec![Table::new(config.keyspace, 0, KeyHash(0))], 0, 0)
     }
 
-    fn new(config: &BackendConfig, tables: Vec<Table>) -> InMemory {
+    fn new(keyspace: Keyspace, tables: Vec<Table>, bits: u32, first: usize) -> InMemory {
         let tables_bytes = tables.iter().map(Table::memory_bytes).sum();
         InMemory {
-            keyspace: config.keyspace,
-            first: config.owned.start,
+            keyspace,
             tables,
+            bits,
+            first,
             dropping: Vec::new(),
             records_bytes: 0,
             tables_bytes,
         }
     }
 
+    /// The number of the table that has a hash; beyond all tables for a shard of another core.
     #[inline]
-    fn index(&self, shard: ShardId) -> usize {
-        if self.tables.len() == 1 { 0 } else { usize::from(shard.0 - self.first) }
+    fn index(&self, hash: KeyHash) -> usize {
+        // Shifted in two steps: no bits would shift by 64.
+        (((hash.0 >> 1) >> (63 - self.bits)) as usize).wrapping_sub(self.first)
     }
 
-    /// The record of a key.
+    /// The table that has a hash.
     #[inline]
-    pub(crate) fn find(&self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<&Record> {
-        self.tables[self.index(shard)].get(hash, key)
+    pub(crate) fn table_of(&self, hash: KeyHash) -> &Table {
+        &self.tables[self.index(hash)]
     }
 
     #[inline]
-    fn table(&mut self, shard: ShardId) -> &mut Table {
-        let at = self.index(shard);
+    fn table(&mut self, hash: KeyHash) -> &mut Table {
+        let at = self.index(hash);
         &mut self.tables[at]
     }
 }
@@ -349,20 +355,20 @@ impl Backend for InMemory {
     }
 
     #[inline]
-    fn get(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
-        self.table(shard).get(hash, key).map(Record::entry)
+    fn get(&mut self, _: ShardId, hash: KeyHash, key: &[u8]) -> Option<Entry<'_>> {
+        self.table(hash).get(hash, key).map(Record::entry)
     }
 
     #[inline]
     fn put(
         &mut self,
-        shard: ShardId,
+        _: ShardId,
         hash: KeyHash,
         key: &[u8],
         value: &[u8],
         meta: Meta,
     ) -> Result<Option<Old>, BackendError> {
-        let table = self.table(shard);
+        let table = self.table(hash);
         if let Some(record) = table.get_mut(hash, key) {
             let before = old(record);
             if !record.overwrite(value, meta) {
@@ -386,12 +392,12 @@ impl Backend for InMemory {
 
     fn set_meta(
         &mut self,
-        shard: ShardId,
+        _: ShardId,
         hash: KeyHash,
         key: &[u8],
         meta: Meta,
     ) -> Result<Option<Meta>, BackendError> {
-        let Some(record) = self.table(shard).get_mut(hash, key) else { return Ok(None) };
+        let Some(record) = self.table(hash).get_mut(hash, key) else { return Ok(None) };
         let before = record.entry().meta();
         if !record.set_meta(meta) {
             let shrunk = record.footprint();
@@ -403,13 +409,13 @@ impl Backend for InMemory {
         Ok(Some(before))
     }
 
-    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
-        let record = self.table(shard).get_mut(hash, key)?;
+    fn edit(&mut self, _: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
+        let record = self.table(hash).get_mut(hash, key)?;
         (record.entry().value.len() == len && record.set_meta(meta)).then(|| record.value_mut())
     }
 
-    fn remove(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
-        let Some(record) = self.table(shard).remove(hash, key) else { return Ok(None) };
+    fn remove(&mut self, _: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
+        let Some(record) = self.table(hash).remove(hash, key) else { return Ok(None) };
         self.records_bytes -= record.footprint();
         Ok(Some(old(&record)))
     }
@@ -423,7 +429,7 @@ impl Backend for InMemory {
     ) -> Option<KeyHash> {
         let space = self.keyspace;
         let from = from.max(space.first_hash(shard));
-        let next = self.table(shard).visit(from, limit, &mut |hash, record| {
+        let next = self.table(space.first_hash(shard)).visit(from, limit, &mut |hash, record| {
             // A table of all shards walks on into the next one.
             if space.shard(hash) == shard {
                 look(hash, record.entry());
@@ -432,18 +438,22 @@ impl Backend for InMemory {
         (space.shard(next) == shard).then_some(next)
     }
 
-    fn by_hash(&mut self, shard: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
-        self.table(shard).by_hash(hash, &mut |record| look(record.entry()));
+    fn by_hash(&mut self, _: ShardId, hash: KeyHash, look: &mut dyn FnMut(Entry<'_>)) {
+        self.table(hash).by_hash(hash, &mut |record| look(record.entry()));
     }
 
     #[inline]
-    fn prefetch_place(&self, shard: ShardId, hash: KeyHash) {
-        self.tables[self.index(shard)].prefetch_bucket(hash);
+    fn prefetch_place(&self, _: ShardId, hash: KeyHash) {
+        if let Some(table) = self.tables.get(self.index(hash)) {
+            table.prefetch_bucket(hash);
+        }
     }
 
     #[inline]
-    fn prefetch_entry(&self, shard: ShardId, hash: KeyHash) {
-        self.tables[self.index(shard)].prefetch_record(hash);
+    fn prefetch_entry(&self, _: ShardId, hash: KeyHash) {
+        if let Some(table) = self.tables.get(self.index(hash)) {
+            table.prefetch_record(hash);
+        }
     }
 
     fn len(&self) -> usize {
@@ -456,7 +466,7 @@ impl Backend for InMemory {
     }
 
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError> {
-        if self.tables.len() == 1 {
+        if self.bits == 0 {
             let mut keys = Vec::new();
             self.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| keys.push((hash, entry.key.to_vec())));
             for (hash, key) in keys {
@@ -464,7 +474,7 @@ impl Backend for InMemory {
             }
             return Ok(());
         }
-        let table = self.table(shard);
+        let table = self.table(self.keyspace.first_hash(shard));
         let before = table.memory_bytes();
         let old = table.take();
         let after = table.memory_bytes() + old.memory_bytes();

@@ -18,6 +18,8 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::record::{ends, words_have};
+
 /// How many shards the key space has: a power of two, fixed when a cluster is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardCount {
@@ -150,20 +152,13 @@ pub fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Whether there is a `{`: eight bytes at a time for short keys, where a call would cost more than the search.
+/// Whether there is a `{`: two words at once for short keys, where a call would cost more than the search.
 #[inline]
 fn has_brace(key: &[u8]) -> bool {
-    if let (8..=16, Some(head), Some(tail)) = (key.len(), key.first_chunk::<8>(), key.last_chunk::<8>()) {
-        return word_has_brace(u64::from_le_bytes(*head)) | word_has_brace(u64::from_le_bytes(*tail));
+    match ends(key) {
+        Some((head, tail)) if key.len() <= 16 => words_have(head, tail, b'{'),
+        _ => memchr::memchr(b'{', key).is_some(),
     }
-    memchr::memchr(b'{', key).is_some()
-}
-
-#[inline]
-const fn word_has_brace(word: u64) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let x = word ^ (ONES * b'{' as u64);
-    (x.wrapping_sub(ONES) & !x & (ONES << 7)) != 0
 }
 
 #[cfg(test)]

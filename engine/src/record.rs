@@ -164,10 +164,31 @@ impl Record {
         own == key
     }
 
-    /// Whether it neither expires nor is a tombstone.
+    /// The value, if it can be read at that time: the record is no tombstone and has not expired.
     #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.len_word() & (HAS_EXPIRY | TOMBSTONE) == 0
+    pub(crate) fn live_value(&self, now: Millis) -> Option<&[u8]> {
+        let len = self.len_word();
+        if len & (HAS_EXPIRY | TOMBSTONE) != 0 && (len & TOMBSTONE != 0 || self.expires_at() <= now) {
+            return None;
+        }
+        let from = self.key_at() + self.key_len();
+        // SAFETY: `new` wrote that many bytes there, and `self` is borrowed.
+        Some(unsafe { std::slice::from_raw_parts(self.0.add(from).as_ptr(), (len & LEN) as usize) })
+    }
+
+    /// Whether it is a recorded delete.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.len_word() & TOMBSTONE != 0
+    }
+
+    /// Unix milliseconds after which the entry is gone; 0 = never.
+    #[inline]
+    fn expires_at(&self) -> Millis {
+        if self.len_word() & HAS_EXPIRY == 0 {
+            return 0;
+        }
+        // SAFETY: `new` wrote it there when the flag is set, aligned to 8.
+        unsafe { self.0.add(HEADER).cast::<u64>().read() }
     }
 
     /// All of the entry.
@@ -184,7 +205,7 @@ impl Record {
                 key: std::slice::from_raw_parts(key.as_ptr(), key_len),
                 value: std::slice::from_raw_parts(key.add(key_len).as_ptr(), value_len),
                 version: Version { hlc: Hlc(self.0.cast::<u64>().read()), node: self.0.add(14).cast::<u16>().read() },
-                expires_at: if has_expiry { self.0.add(16).cast::<u64>().read() } else { 0 },
+                expires_at: self.expires_at(),
                 tombstone: len & TOMBSTONE != 0,
             }
         }
@@ -243,11 +264,25 @@ impl Record {
     }
 }
 
-/// The first and the last eight bytes.
+/// The first and the last eight bytes; of a key of 8 to 16 bytes that is all of it.
 #[inline]
-fn ends(bytes: &[u8]) -> Option<(u64, u64)> {
+pub(crate) fn ends(bytes: &[u8]) -> Option<(u64, u64)> {
     let (first, last) = (bytes.first_chunk::<8>()?, bytes.last_chunk::<8>()?);
     Some((u64::from_le_bytes(*first), u64::from_le_bytes(*last)))
+}
+
+/// Whether one of the sixteen bytes is `byte`.
+#[inline]
+pub(crate) fn words_have(first: u64, second: u64, byte: u8) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every CPU of this architecture has SSE2.
+    unsafe {
+        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+        let words = _mm_set_epi64x(second as i64, first as i64);
+        _mm_movemask_epi8(_mm_cmpeq_epi8(words, _mm_set1_epi8(byte as i8))) != 0
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    [first, second].into_iter().any(|word| word.to_ne_bytes().contains(&byte))
 }
 
 /// Asks the CPU to bring the cache line of an address closer. Does nothing where there is no such instruction.

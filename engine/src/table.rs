@@ -68,12 +68,14 @@ impl Bucket {
     }
 
     #[inline]
-    fn find(&self, tag: u8, key: &[u8]) -> Option<usize> {
+    fn find(&self, tag: u8, key: &[u8]) -> Option<(usize, &Record)> {
         let mut candidates = self.matches(tag);
         while candidates != 0 {
             let slot = (candidates.trailing_zeros() / 8) as usize;
-            if self.slots[slot].as_ref().is_some_and(|record| record.is_under(key)) {
-                return Some(slot);
+            if let Some(record) = &self.slots[slot]
+                && record.is_under(key)
+            {
+                return Some((slot, record));
             }
             candidates &= candidates - 1;
         }
@@ -105,6 +107,11 @@ impl Bucket {
 #[inline]
 fn tag(hash: KeyHash) -> u8 {
     ((hash.0 >> 8) as u8).max(1)
+}
+
+/// Where the bits of a hash that index a directory end. Of a directory with one entry the bits do not matter.
+fn shift(skip: u32, depth: u32) -> u32 {
+    (64 - skip - depth).min(63)
 }
 
 /// Owner of a run of buckets. They are reached through raw pointers only, so the directory's copies of the pointer stay
@@ -190,22 +197,34 @@ struct Pointer {
 // SAFETY: the pointers lead into `Table::segments`, which the table owns and which moves with it.
 unsafe impl Send for Pointer {}
 
-/// A hash table of owned records; see the file's head.
+/// A hash table of owned records; see the file's head. What a read needs of it lies in its first cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Table {
+    /// Where the bits of a hash that index the directory end.
+    shift: u32,
+    depth: u32,
+    /// As many entries as `depth` bits name, or none before the first insertion.
+    directory: Vec<Pointer>,
     keyspace: Keyspace,
     /// Hash bits in front of the directory's: the shard's, or none for a table that holds all shards.
     skip: u32,
     /// Lowest position in hash space that belongs to the table.
     base: KeyHash,
-    depth: u32,
-    directory: Vec<Pointer>,
     segments: Vec<Segment>,
     /// Records that no split could separate.
     crowd: Vec<Record>,
     /// Buckets of all segments.
     buckets: usize,
     len: usize,
+}
+
+/// What a look at the home bucket of a key tells.
+pub(crate) enum Look<'a> {
+    Found(&'a Record),
+    Absent,
+    /// It may lie elsewhere: [`Table::get`] knows.
+    Behind,
 }
 
 /// Where an entry was found.
@@ -218,11 +237,12 @@ impl Table {
     /// An empty table for the hashes that share `skip` bits with `base`.
     pub(crate) fn new(keyspace: Keyspace, skip: u32, base: KeyHash) -> Table {
         Table {
+            shift: shift(skip, 0),
+            depth: 0,
+            directory: Vec::new(),
             keyspace,
             skip,
             base,
-            depth: 0,
-            directory: Vec::new(),
             segments: Vec::new(),
             crowd: Vec::new(),
             buckets: 0,
@@ -245,8 +265,7 @@ impl Table {
 
     #[inline]
     fn directory_index(&self, hash: KeyHash) -> usize {
-        // Shifted in two steps: a depth of 0 would shift by 64.
-        (((hash.0 << self.skip) >> 1) >> (63 - self.depth)) as usize
+        (hash.0 >> self.shift) as usize & self.directory.len().wrapping_sub(1)
     }
 
     #[inline]
@@ -260,7 +279,7 @@ impl Table {
                 let bucket = pointer.buckets.add((home + probe) & pointer.mask as usize);
                 (bucket, bucket.as_ref())
             };
-            if let Some(slot) = found.find(tag, key) {
+            if let Some((slot, _)) = found.find(tag, key) {
                 return Some(Place::Slot { bucket, slot, home, probe, pointer });
             }
             if found.spilled() == 0 {
@@ -298,13 +317,23 @@ impl Table {
     /// The record of a key.
     #[inline]
     pub(crate) fn get(&self, hash: KeyHash, key: &[u8]) -> Option<&Record> {
-        let pointer = self.directory.get(self.directory_index(hash))?;
+        match self.look(hash, key) {
+            Look::Found(record) => Some(record),
+            Look::Absent => None,
+            Look::Behind => self.get_behind(hash, key),
+        }
+    }
+
+    /// The record of a key, if the bucket where it belongs tells.
+    #[inline]
+    pub(crate) fn look(&self, hash: KeyHash, key: &[u8]) -> Look<'_> {
+        let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return Look::Absent };
         // SAFETY: as in `locate`.
         let home = unsafe { pointer.buckets.add(hash.0 as usize & pointer.mask as usize).as_ref() };
         match home.find(tag(hash), key) {
-            Some(slot) => home.slots[slot].as_ref(),
-            None if home.spilled() == 0 && self.crowd.is_empty() => None,
-            None => self.get_behind(hash, key),
+            Some((_, record)) => Look::Found(record),
+            None if home.spilled() == 0 && self.crowd.is_empty() => Look::Absent,
+            None => Look::Behind,
         }
     }
 
@@ -404,6 +433,7 @@ impl Table {
             }
             self.directory = self.directory.iter().flat_map(|&pointer| [pointer, pointer]).collect();
             self.depth += 1;
+            self.shift = shift(self.skip, self.depth);
         }
         let range = self.entries_of(hash);
         let mut records = self.segments[index as usize].drain();

@@ -148,8 +148,8 @@ impl Backplane for Plane<'_> {
         self.guarded(out, |state, out| {
             state.metrics.record_gets(1);
             let mut writer = Writer::new(protocol, out);
-            match state.store.get(hash, key, state.now) {
-                Some(entry) => writer.bulk(entry.value),
+            match state.store.value(hash, key, state.now) {
+                Some(value) => writer.bulk(value),
                 None => writer.null(),
             }
         });

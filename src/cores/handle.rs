@@ -91,7 +91,7 @@ impl CoreHandle {
         if !state.store.owns(hash) {
             return Err(self.not_owned(hash));
         }
-        Ok(state.store.get(hash, key, state.now).map(|entry| look(entry.value)))
+        Ok(state.store.value(hash, key, state.now).map(look))
     }
 
     /// Reads many keys of this core in place: `look` is called for each, in order, with its position. Faster than
@@ -124,8 +124,7 @@ impl CoreHandle {
             }
             hashes[..known].iter().for_each(|hash| state.store.prefetch_entry(*hash));
             for (i, (key, hash)) in window.iter().zip(&hashes[..known]).enumerate() {
-                let entry = state.store.get(*hash, key.as_ref(), now);
-                look(at * AHEAD + i, entry.map(|entry| entry.value));
+                look(at * AHEAD + i, state.store.value(*hash, key.as_ref(), now));
             }
             if let Some(error) = foreign {
                 return Err(error);
@@ -163,7 +162,7 @@ impl CoreHandle {
         if self.runs(owner) {
             let mut state = self.core.state.borrow_mut();
             let now = state.now;
-            return Ok(state.store.get(hash, key, now).map(|entry| Bytes::copy_from_slice(entry.value)));
+            return Ok(state.store.value(hash, key, now).map(Bytes::copy_from_slice));
         }
         self.hop(owner, hash, 0, Ask::Get(key)).await.value()
     }
@@ -279,8 +278,8 @@ impl CoreHandle {
             window.iter().for_each(|(_, hash)| state.store.prefetch_place(*hash));
             window.iter().for_each(|(_, hash)| state.store.prefetch_entry(*hash));
             for &(at, hash) in window {
-                if let Some(entry) = state.store.get(hash, keys[at as usize].as_ref(), now) {
-                    group.add(at, entry.value);
+                if let Some(value) = state.store.value(hash, keys[at as usize].as_ref(), now) {
+                    group.add(at, value);
                 }
             }
         }

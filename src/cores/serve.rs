@@ -107,8 +107,8 @@ fn one<'f>(
     match frame.kind {
         Kind::Get => {
             serving.metrics.record_gets(1);
-            match serving.store.get(KeyHash(head.hash), frame.payload, now) {
-                Some(entry) => replies.push_reply(head, Status::Value, 0, entry.value),
+            match serving.store.value(KeyHash(head.hash), frame.payload, now) {
+                Some(value) => replies.push_reply(head, Status::Value, 0, value),
                 None => replies.push_reply(head, Status::Nil, 0, b""),
             }
         }

@@ -80,7 +80,7 @@ pub(crate) fn bare_get(stage: &Stage) -> Result<Outcome, Failure> {
         let (mut store, mut seen) = (bare_store(&core, &mut task).await?, Seen::default());
         while !task.stopped() {
             for key in task.walk.block(BLOCK) {
-                seen.value(store.get(store.locate(key), key, NOW).map(|entry| entry.value));
+                seen.value(store.value(store.locate(key), key, NOW));
             }
             core.yield_now().await;
         }
