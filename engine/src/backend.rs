@@ -15,6 +15,7 @@ pub mod conformance;
 use std::ops::Range;
 
 use crate::hash::{KeyHash, Keyspace, ShardId};
+use crate::hlc::Version;
 use crate::record::{Entry, Meta, Record};
 use crate::table::Table;
 
@@ -312,15 +313,7 @@ impl InMemory {
 
     fn new(keyspace: Keyspace, tables: Vec<Table>, bits: u32, first: usize) -> InMemory {
         let tables_bytes = tables.iter().map(Table::memory_bytes).sum();
-        InMemory {
-            keyspace,
-            tables,
-            bits,
-            first,
-            dropping: Vec::new(),
-            records_bytes: 0,
-            tables_bytes,
-        }
+        InMemory { keyspace, tables, bits, first, dropping: Vec::new(), records_bytes: 0, tables_bytes }
     }
 
     /// The number of the table that has a hash; beyond all tables for a shard of another core.
@@ -334,6 +327,12 @@ impl InMemory {
     #[inline]
     pub(crate) fn table_of(&self, hash: KeyHash) -> &Table {
         &self.tables[self.index(hash)]
+    }
+
+    /// See [`Table::overwrite`].
+    #[inline]
+    pub(crate) fn overwrite(&mut self, hash: KeyHash, key: &[u8], value: &[u8], version: Version) -> Option<Version> {
+        self.table(hash).overwrite(hash, key, value, version)
     }
 
     #[inline]
@@ -390,13 +389,7 @@ impl Backend for InMemory {
         Ok(None)
     }
 
-    fn set_meta(
-        &mut self,
-        _: ShardId,
-        hash: KeyHash,
-        key: &[u8],
-        meta: Meta,
-    ) -> Result<Option<Meta>, BackendError> {
+    fn set_meta(&mut self, _: ShardId, hash: KeyHash, key: &[u8], meta: Meta) -> Result<Option<Meta>, BackendError> {
         let Some(record) = self.table(hash).get_mut(hash, key) else { return Ok(None) };
         let before = record.entry().meta();
         if !record.set_meta(meta) {

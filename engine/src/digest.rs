@@ -53,4 +53,11 @@ impl Digest {
         let leaf = &mut self.leaves[leaf(hash, shard_bits)];
         *leaf = leaf.wrapping_sub(word(hash, version));
     }
+
+    /// An entry was replaced by one of the same hash.
+    #[inline]
+    pub fn replace(&mut self, hash: KeyHash, old: Version, new: Version, shard_bits: u32) {
+        let leaf = &mut self.leaves[leaf(hash, shard_bits)];
+        *leaf = leaf.wrapping_sub(word(hash, old)).wrapping_add(word(hash, new));
+    }
 }

@@ -204,7 +204,7 @@ impl Record {
             Entry {
                 key: std::slice::from_raw_parts(key.as_ptr(), key_len),
                 value: std::slice::from_raw_parts(key.add(key_len).as_ptr(), value_len),
-                version: Version { hlc: Hlc(self.0.cast::<u64>().read()), node: self.0.add(14).cast::<u16>().read() },
+                version: self.version(),
                 expires_at: self.expires_at(),
                 tombstone: len & TOMBSTONE != 0,
             }
@@ -228,6 +228,31 @@ impl Record {
         self.write_header(self.key_len(), value.len(), meta);
         self.value_mut().copy_from_slice(value);
         true
+    }
+
+    /// As [`Record::overwrite`] for a record without expiry that gets none: the version it had.
+    #[inline]
+    pub(crate) fn overwrite_plain(&mut self, value: &[u8], version: Version) -> Option<Version> {
+        // Neither flag is set in the length of a plain record.
+        if self.len_word() as usize != value.len() {
+            return None;
+        }
+        let old = self.version();
+        // SAFETY: `new` wrote header and value at those places, and `self` is borrowed mutably; `value` comes from elsewhere.
+        unsafe {
+            self.0.cast::<u64>().write(version.hlc.0);
+            self.0.add(14).cast::<u16>().write(version.node);
+            let at = self.0.add(HEADER + self.key_len());
+            at.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len());
+        }
+        Some(old)
+    }
+
+    /// Which write made the entry.
+    #[inline]
+    fn version(&self) -> Version {
+        // SAFETY: `new` wrote both there, aligned to 8 and 2.
+        unsafe { Version { hlc: Hlc(self.0.cast::<u64>().read()), node: self.0.add(14).cast::<u16>().read() } }
     }
 
     /// Writes the description in place if the record has a place for it; false otherwise.

@@ -31,6 +31,7 @@
 use std::ptr::NonNull;
 
 use crate::hash::{KeyHash, Keyspace};
+use crate::hlc::Version;
 use crate::record::{Record, prefetch};
 
 /// Slots of a bucket.
@@ -194,6 +195,15 @@ struct Pointer {
     segment: u32,
 }
 
+impl Pointer {
+    /// The bucket where a hash belongs.
+    #[inline]
+    fn home(&self, hash: KeyHash) -> NonNull<Bucket> {
+        // SAFETY: the index is masked to the segment's length.
+        unsafe { self.buckets.add(hash.0 as usize & self.mask as usize) }
+    }
+}
+
 // SAFETY: the pointers lead into `Table::segments`, which the table owns and which moves with it.
 unsafe impl Send for Pointer {}
 
@@ -296,7 +306,7 @@ impl Table {
     #[inline]
     pub(crate) fn prefetch_bucket(&self, hash: KeyHash) {
         if let Some(pointer) = self.directory.get(self.directory_index(hash)) {
-            prefetch(pointer.buckets.as_ptr().wrapping_add(hash.0 as usize & pointer.mask as usize));
+            prefetch(pointer.home(hash).as_ptr());
         }
     }
 
@@ -305,7 +315,7 @@ impl Table {
     pub(crate) fn prefetch_record(&self, hash: KeyHash) {
         let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return };
         // SAFETY: as in `locate`.
-        let bucket = unsafe { pointer.buckets.add(hash.0 as usize & pointer.mask as usize).as_ref() };
+        let bucket = unsafe { pointer.home(hash).as_ref() };
         let candidates = bucket.matches(tag(hash));
         if candidates != 0
             && let Some(record) = &bucket.slots[(candidates.trailing_zeros() / 8) as usize]
@@ -329,7 +339,7 @@ impl Table {
     pub(crate) fn look(&self, hash: KeyHash, key: &[u8]) -> Look<'_> {
         let Some(pointer) = self.directory.get(self.directory_index(hash)) else { return Look::Absent };
         // SAFETY: as in `locate`.
-        let home = unsafe { pointer.buckets.add(hash.0 as usize & pointer.mask as usize).as_ref() };
+        let home = unsafe { pointer.home(hash).as_ref() };
         match home.find(tag(hash), key) {
             Some((_, record)) => Look::Found(record),
             None if home.spilled() == 0 && self.crowd.is_empty() => Look::Absent,
@@ -355,6 +365,18 @@ impl Table {
             Place::Slot { mut bucket, slot, .. } => unsafe { bucket.as_mut().slots[slot].as_mut() },
             Place::Crowd(at) => Some(&mut self.crowd[at]),
         }
+    }
+
+    /// Writes a value over one of the same length, of a record without expiry in its home bucket; the version it had. `None` when
+    /// that is not how the key is stored: then nothing has changed.
+    #[inline]
+    pub(crate) fn overwrite(&mut self, hash: KeyHash, key: &[u8], value: &[u8], version: Version) -> Option<Version> {
+        let pointer = self.directory.get(self.directory_index(hash))?;
+        let mut home = pointer.home(hash);
+        // SAFETY: as in `locate`, and `self` is borrowed mutably.
+        let home = unsafe { home.as_mut() };
+        let (slot, _) = home.find(tag(hash), key)?;
+        home.slots[slot].as_mut()?.overwrite_plain(value, version)
     }
 
     /// Calls `look` with the records of exactly that hash.
