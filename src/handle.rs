@@ -290,8 +290,7 @@ impl GridKv {
     /// [`Error::Closed`] and [`Error::KeyTooLong`] for the whole call; other errors come per key in the answer.
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Values, Error> {
         let mut values = Values::missing(keys.len());
-        let batches =
-            self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push(head, Kind::Get, &[key]))?;
+        let batches = self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push_key(&head, key))?;
         for pending in self.send_all(batches).await? {
             let part = Bytes::from_owner(pending.await.map_err(|_| Error::Closed)?);
             let number = values.add_part(part.clone());
@@ -299,6 +298,14 @@ impl GridKv {
                 let frame = frame.expect("batches inside a node are whole");
                 let key = frame.head.index as usize;
                 match frame.status() {
+                    Status::Values => {
+                        for value in frame.values() {
+                            let (key, place) = value.expect("batches inside a node are whole");
+                            if let Some(place) = place {
+                                values.place(key as usize, number, frame.payload_at + place.start, place.len());
+                            }
+                        }
+                    }
                     Status::Value => values.place(key, number, frame.payload_at, frame.payload.len()),
                     Status::Nil => {}
                     _ => values.fail(key, Error::from_reply(frame.payload)),

@@ -109,6 +109,24 @@ fn an_entry_expires_and_keep_ttl_keeps_its_end() {
 }
 
 #[test]
+fn a_group_of_large_values_comes_in_pieces_and_whole() {
+    let db = node("2");
+    let value = |i: usize| vec![i as u8; 1000 * (i % 60)];
+    let pairs: Vec<_> = (0..400).map(|i| (format!("large:{i}"), value(i))).collect();
+    assert!(db.blocking().set_many(&pairs).unwrap().into_iter().all(|written| written.is_ok()));
+    // Some twice, some that are not there.
+    let keys: Vec<String> = (0..900).map(|i| format!("large:{}", i * 7 % 450)).collect();
+    let check = |values: gridkv::Values| {
+        for i in 0..900 {
+            let number = i * 7 % 450;
+            assert_eq!(values.get(i), (number < 400).then(|| value(number)).as_deref(), "{i}");
+        }
+    };
+    check(db.blocking().get_many(&keys).unwrap());
+    check(db.blocking().on_core(0, |core| async move { core.get_many(&keys).await.unwrap() }).unwrap());
+}
+
+#[test]
 fn a_scan_sees_every_key_once() {
     for cores in ["1", "2"] {
         let db = node(cores);

@@ -50,6 +50,11 @@ fn frames(bytes: &[u8]) {
         if frame.kind == Kind::Exec {
             transaction(frame.payload);
         }
+        let keys: usize = frame.keys(0).map_while(Result::ok).map(|key| key.bytes.len()).sum();
+        assert!(keys <= frame.payload.len());
+        for (_, place) in frame.values().map_while(Result::ok) {
+            assert!(place.is_none_or(|place| place.end <= frame.payload.len()));
+        }
         match frame.args(&mut args) {
             Ok(args) if frame.kind == Kind::Command => copy.push_command(frame.head, args),
             _ => copy.push(frame.head, frame.kind, &[frame.payload]),

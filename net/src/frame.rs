@@ -20,10 +20,16 @@
 //! | `Command` | number of arguments | each argument: u32 length, bytes; `spec` = command, `flag` = reply dialect |
 //! | `Exec` | - | a packed [`crate::session::transaction`]; `flag` = reply dialect |
 //! | `Version` | - | key |
+//! | `Group` | number of keys | each key to read: u64 hash, u32 index, u32 length, bytes, padding to 8 |
 //! | `Reply` | status | the reply's bytes; `aux` = the reply's number |
+//!
+//! A group is answered by replies of status `Values`, each for some of its keys: u32 index, u32 length (all ones: nothing there),
+//! bytes, padding to 8; `aux` = their number. So many keys cost one head, and their values arrive end to end.
 //!
 //! Reading never trusts a length: [`Frames`] validates each head and each bound, because the same decoder serves links
 //! between nodes. What is *not* here: who sends a batch where (see [`crate::mesh`]), and what a command does.
+
+use std::ops::Range;
 
 use rkyv::rancor::{Failure, Fallible};
 use rkyv::ser::{Positional, Writer};
@@ -81,6 +87,8 @@ pub enum Kind {
     Reply = 6,
     /// The version of one key, for WATCH.
     Version = 7,
+    /// Read many keys of one core.
+    Group = 8,
 }
 
 impl Kind {
@@ -93,6 +101,7 @@ impl Kind {
             5 => Kind::Exec,
             6 => Kind::Reply,
             7 => Kind::Version,
+            8 => Kind::Group,
             _ => return None,
         })
     }
@@ -114,6 +123,8 @@ pub enum Status {
     Error = 4,
     /// The payload is RESP, in the dialect that was asked for.
     Encoded = 5,
+    /// The payload is values of a group.
+    Values = 6,
 }
 
 impl Status {
@@ -126,6 +137,7 @@ impl Status {
             3 => Status::Done,
             4 => Status::Error,
             5 => Status::Encoded,
+            6 => Status::Values,
             _ => return None,
         })
     }
@@ -162,8 +174,42 @@ pub enum FrameError {
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: AlignedVec<16>,
-    frames: u32,
+    /// Requests or answers; a group counts as its keys.
+    count: u32,
+    /// The last frame, if it is a group or values and may grow.
+    open: Option<Open>,
+    groups: bool,
 }
+
+/// A place between two requests of a batch: the offset of a frame, and how many of its keys lie before it if it is a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Offset of the frame.
+    pub at: usize,
+    /// Keys of a group that are done.
+    pub keys: usize,
+}
+
+/// A frame that may grow at the end of a batch: where it begins, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Open {
+    at: usize,
+    conn: u64,
+    slot: u32,
+}
+
+/// Where the archived head has what changes as its frame grows.
+const LEN_AT: usize = std::mem::offset_of!(ArchivedHead, len);
+const A_AT: usize = std::mem::offset_of!(ArchivedHead, a);
+const AUX_AT: usize = std::mem::offset_of!(ArchivedHead, aux);
+
+/// The length that stands for a key without a value.
+const NOTHING: u32 = u32::MAX;
+/// Bytes beyond which a group or its values go on in another frame, so that no length leaves 32 bits.
+const FULL_GROUP: usize = 16 << 20;
+/// Bytes in front of a key of a group, and of a value.
+const KEY_HEAD: usize = 16;
+const VALUE_HEAD: usize = 8;
 
 /// Lets rkyv write a head at the end of a batch.
 struct Tail<'a>(&'a mut AlignedVec<16>);
@@ -196,16 +242,16 @@ impl Batch {
         self.bytes.reserve(frames * (HEAD_LEN + payload.next_multiple_of(8)));
     }
 
-    /// Number of frames.
+    /// Number of requests or answers: of frames, but that each key of a group counts.
     #[inline]
     pub fn len(&self) -> usize {
-        self.frames as usize
+        self.count as usize
     }
 
     /// Whether there is no frame.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.frames == 0
+        self.bytes.is_empty()
     }
 
     /// Bytes written so far, heads and padding included.
@@ -216,7 +262,7 @@ impl Batch {
 
     /// Forgets the frames and keeps the memory, unless one large batch made it larger than `keep` bytes.
     pub fn clear(&mut self, keep: usize) {
-        self.frames = 0;
+        (self.count, self.open, self.groups) = (0, None, false);
         if self.bytes.capacity() > keep {
             self.bytes = AlignedVec::new();
         } else {
@@ -231,8 +277,7 @@ impl Batch {
     pub fn from_bytes(bytes: &[u8]) -> Result<Batch, FrameError> {
         let mut batch = Batch::new();
         batch.bytes.extend_from_slice(bytes);
-        let frames = batch.frames().try_fold(0, |count, frame| frame.map(|_| count + 1))?;
-        batch.frames = frames;
+        batch.count = batch.frames().try_fold(0, |count, frame| frame.map(|_| count + 1))?;
         Ok(batch)
     }
 
@@ -274,6 +319,81 @@ impl Batch {
         self.push(head, Kind::Reply, &[payload]);
     }
 
+    /// Adds a key to read, at position `head.index` of what `head.conn` and `head.slot` wait for: to the group at the end if it is
+    /// theirs, or else to a new one.
+    #[inline]
+    pub fn push_key(&mut self, head: &Head, key: &[u8]) {
+        self.bytes.reserve(HEAD_LEN + KEY_HEAD + key.len() + 7);
+        let at = self.grow(head, || Head { kind: Kind::Group as u8, len: 0, a: 0, ..*head });
+        self.bytes.extend_from_slice(&head.hash.to_le_bytes());
+        self.bytes.extend_from_slice(&(u64::from(head.index) | (key.len() as u64) << 32).to_le_bytes());
+        self.bytes.extend_from_slice(key);
+        self.groups = true;
+        self.grown(at, A_AT, key.len());
+    }
+
+    /// Adds an answer for one key of the group of `to`.
+    #[inline]
+    pub fn push_value(&mut self, to: &Head, index: u32, value: Option<&[u8]>) {
+        let bytes = value.unwrap_or_default();
+        self.bytes.reserve(HEAD_LEN + VALUE_HEAD + bytes.len() + 7);
+        let (kind, a) = (Kind::Reply as u8, Status::Values as u32);
+        let at = self.grow(to, || Head { conn: to.conn, slot: to.slot, kind, a, ..Head::default() });
+        let len = value.map_or(NOTHING, |value| value.len() as u32);
+        self.bytes.extend_from_slice(&(u64::from(index) | u64::from(len) << 32).to_le_bytes());
+        self.bytes.extend_from_slice(bytes);
+        self.grown(at, AUX_AT, bytes.len());
+    }
+
+    /// Where the frame at the end begins, if it is for the same slot and not too long already; else where a new one does.
+    #[inline]
+    fn grow(&mut self, of: &Head, head: impl FnOnce() -> Head) -> usize {
+        let at = self.bytes.len();
+        match self.open {
+            Some(open) if (open.conn, open.slot) == (of.conn, of.slot) && at - open.at < FULL_GROUP => open.at,
+            _ => {
+                self.write_head(&head());
+                self.open = Some(Open { at, conn: of.conn, slot: of.slot });
+                at
+            }
+        }
+    }
+
+    /// Ends what was added to the frame at `at`, whose last part is `len` bytes long: padding, its length, its count.
+    #[inline]
+    fn grown(&mut self, at: usize, count_at: usize, len: usize) {
+        self.pad(len);
+        self.count += 1;
+        let bytes = (self.bytes.len() - at - HEAD_LEN) as u32;
+        self.bytes[at + LEN_AT..][..4].copy_from_slice(&bytes.to_le_bytes());
+        let count = &mut self.bytes[at + count_at..][..4];
+        let next = u32::from_le_bytes(count.try_into().expect("four bytes")) + 1;
+        count.copy_from_slice(&next.to_le_bytes());
+    }
+
+    /// The requests from a mark on, with a frame for each key of a group.
+    pub fn flat(self, from: Mark) -> Batch {
+        if !self.groups && from == Mark::default() {
+            return self;
+        }
+        let mut flat = Batch::new();
+        let mut done = from.keys;
+        for frame in Frames::from(&self.bytes, from.at) {
+            let frame = frame.expect("groups are made inside a node");
+            if frame.kind == Kind::Group {
+                for key in frame.keys(std::mem::take(&mut done)) {
+                    let key = key.expect("groups are made inside a node");
+                    flat.push(Head { hash: key.hash, index: key.index, a: 0, ..frame.head }, Kind::Get, &[key.bytes]);
+                }
+            } else {
+                flat.bytes.extend_from_slice(&self.bytes[frame.at()..frame.payload_at]);
+                flat.bytes.extend_from_slice(frame.payload);
+                flat.finish(frame.payload.len());
+            }
+        }
+        flat
+    }
+
     /// Reads the frames in order.
     #[inline]
     pub fn frames(&self) -> Frames<'_> {
@@ -288,9 +408,15 @@ impl Batch {
 
     #[inline]
     fn finish(&mut self, len: usize) {
+        self.pad(len);
+        self.count += 1;
+        self.open = None;
+    }
+
+    #[inline]
+    fn pad(&mut self, len: usize) {
         const ZEROS: [u8; 8] = [0; 8];
         self.bytes.extend_from_slice(&ZEROS[..len.wrapping_neg() & 7]);
-        self.frames += 1;
     }
 }
 
@@ -351,10 +477,74 @@ impl<'a> Frame<'a> {
         self.payload.split_at_checked(self.head.a as usize).ok_or(FrameError::Length { at: self.at() })
     }
 
+    /// The keys of a `Group`, behind the first `skip`. A length that leaves the payload ends it with [`FrameError::Length`].
+    #[inline]
+    pub fn keys(&self, skip: usize) -> impl Iterator<Item = Result<GroupKey<'a>, FrameError>> + use<'a> {
+        let (payload, bad) = (self.payload, FrameError::Length { at: self.at() });
+        Parts { payload, at: 0, head: KEY_HEAD, bad }.skip(skip).map(move |part| {
+            let (head, _, bytes) = part?;
+            let hash = u64::from_le_bytes(*head.first_chunk().ok_or(bad)?);
+            let index = u32::from_le_bytes(*head[8..].first_chunk().ok_or(bad)?);
+            Ok(GroupKey { hash, index, bytes: bytes.unwrap_or_default() })
+        })
+    }
+
+    /// The answers of a `Reply` of [`Status::Values`]: the index of each key, and where in the payload its value lies. A length that
+    /// leaves the payload ends it with [`FrameError::Length`].
+    #[inline]
+    pub fn values(&self) -> impl Iterator<Item = Result<(u32, Option<Range<usize>>), FrameError>> + use<'a> {
+        let (payload, bad) = (self.payload, FrameError::Length { at: self.at() });
+        Parts { payload, at: 0, head: VALUE_HEAD, bad }.map(move |part| {
+            let (head, at, bytes) = part?;
+            let index = u32::from_le_bytes(*head.first_chunk().ok_or(bad)?);
+            Ok((index, bytes.map(|bytes| at..at + bytes.len())))
+        })
+    }
+
     /// Status of a `Reply` frame; an unknown number reads as an error.
     #[inline]
     pub fn status(&self) -> Status {
         u8::try_from(self.head.a).ok().and_then(Status::from_u8).unwrap_or(Status::Error)
+    }
+}
+
+/// A key of a [`Kind::Group`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupKey<'a> {
+    /// Its hash.
+    pub hash: u64,
+    /// Its position in what is waited for; sent back as it came.
+    pub index: u32,
+    /// The key, where the sender wrote it.
+    pub bytes: &'a [u8],
+}
+
+/// The parts of a group or of its values: each a head whose last four bytes are a length, that many bytes, and padding.
+struct Parts<'a> {
+    payload: &'a [u8],
+    at: usize,
+    head: usize,
+    bad: FrameError,
+}
+
+impl<'a> Iterator for Parts<'a> {
+    /// Head, where the bytes begin, the bytes; none for the length that means nothing.
+    type Item = Result<(&'a [u8], usize, Option<&'a [u8]>), FrameError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.payload.get(self.at..).filter(|rest| !rest.is_empty())?;
+        let from = self.at + self.head;
+        self.at = self.payload.len();
+        let Some((head, rest)) = rest.split_at_checked(self.head) else { return Some(Err(self.bad)) };
+        let len = u32::from_le_bytes(*head.last_chunk().expect("a head is longer than four bytes"));
+        if len == NOTHING {
+            self.at = from;
+            return Some(Ok((head, from, None)));
+        }
+        let Some(bytes) = rest.get(..len as usize) else { return Some(Err(self.bad)) };
+        self.at = from + (len as usize).next_multiple_of(8);
+        Some(Ok((head, from, Some(bytes))))
     }
 }
 
@@ -442,6 +632,69 @@ mod tests {
         assert!(frames.iter().all(|f| f.payload_at % 8 == 0));
     }
 
+    /// Keys and indices that the groups of a batch ask for.
+    fn asked(batch: &Batch) -> Vec<(u64, u32, Vec<u8>)> {
+        let frames = batch.frames().map(Result::unwrap).filter(|frame| frame.kind == Kind::Group);
+        let keys = frames.flat_map(|frame| frame.keys(0).map(Result::unwrap));
+        keys.map(|key| (key.hash, key.index, key.bytes.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_group_is_one_frame_until_another_slot_or_request_comes() {
+        let mut batch = Batch::new();
+        let head =
+            |slot, index| Head { conn: 7, hash: 100 + u64::from(index), slot, index, level: 2, ..Head::default() };
+        let keys: [(u32, &[u8]); 5] = [(1, b"a"), (1, b""), (1, b"sixteen bytes key"), (2, b"b"), (2, b"c")];
+        for (index, (slot, key)) in keys.iter().enumerate() {
+            batch.push_key(&head(*slot, index as u32), key);
+        }
+        batch.push(head(2, 5), Kind::Get, &[b"d"]);
+        batch.push_key(&head(2, 6), b"e");
+        assert_eq!(batch.len(), 7, "each key counts");
+        let frames: Vec<_> = batch.frames().map(Result::unwrap).collect();
+        let seen: Vec<_> = frames.iter().map(|f| (f.kind, f.head.slot, f.head.a, f.head.level)).collect();
+        let group = Kind::Group;
+        assert_eq!(seen, [(group, 1, 3, 2), (group, 2, 2, 2), (Kind::Get, 2, 0, 2), (group, 2, 1, 2)]);
+        let second: Vec<_> = frames[0].keys(1).map(|key| key.unwrap().bytes).collect();
+        assert_eq!(second, [&b""[..], b"sixteen bytes key"]);
+
+        let middle = Mark { at: frames[0].at(), keys: 2 };
+        let (whole, rest) = (asked(&batch), asked(&batch_of(&batch).flat(middle)));
+        assert_eq!(whole.len(), 6);
+        assert!(rest.is_empty(), "no group is left");
+        let flat = batch_of(&batch).flat(middle);
+        let keys: Vec<_> = flat.frames().map(|f| f.unwrap()).map(|f| (f.kind, f.head.index, f.head.hash)).collect();
+        assert_eq!(keys, [2, 3, 4, 5, 6].map(|index| (Kind::Get, index, 100 + u64::from(index))));
+        assert_eq!(flat.len(), 5);
+    }
+
+    fn batch_of(batch: &Batch) -> Batch {
+        Batch { groups: true, ..Batch::from_bytes(batch.bytes()).unwrap() }
+    }
+
+    #[test]
+    fn values_of_a_group_say_which_keys_have_none() {
+        let mut batch = Batch::new();
+        let to = Head { conn: 7, slot: 3, ..Head::default() };
+        let values: [(u32, Option<&[u8]>); 4] = [(5, Some(b"five")), (2, None), (9, Some(b"")), (1, Some(&[7; 100]))];
+        values.iter().for_each(|&(index, value)| batch.push_value(&to, index, value));
+        let frames: Vec<_> = batch.frames().map(Result::unwrap).collect();
+        assert_eq!((frames.len(), batch.len()), (1, 4));
+        assert_eq!((frames[0].status(), frames[0].head.aux, frames[0].head.slot), (Status::Values, 4, 3));
+        let payload = frames[0].payload;
+        let read = frames[0].values().map(Result::unwrap).map(|(index, place)| (index, place.map(|at| &payload[at])));
+        assert_eq!(read.collect::<Vec<_>>(), values);
+    }
+
+    #[test]
+    fn a_long_group_goes_on_in_another_frame() {
+        let mut batch = Batch::new();
+        let large = vec![0; FULL_GROUP / 2];
+        (0..5).for_each(|index| batch.push_value(&Head::default(), index, Some(&large)));
+        let counts: Vec<_> = batch.frames().map(|frame| frame.unwrap().head.aux).collect();
+        assert_eq!(counts, [2, 2, 1]);
+    }
+
     #[test]
     fn a_cut_batch_is_refused_at_every_byte_but_frame_ends() {
         let mut batch = Batch::new();
@@ -471,6 +724,10 @@ mod tests {
             for frame in Frames::new(&aligned).map_while(Result::ok) {
                 let _ = frame.args(&mut args);
                 let _ = frame.key_value();
+                let _ = frame.keys(0).map_while(Result::ok).count();
+                for (_, place) in frame.values().map_while(Result::ok) {
+                    prop_assert!(place.is_none_or(|place| place.end <= frame.payload.len()));
+                }
                 prop_assert!(frame.payload_at + frame.payload.len() <= bytes.len());
             }
         }

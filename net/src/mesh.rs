@@ -194,6 +194,16 @@ impl Mesh {
         Ok(())
     }
 
+    /// Appends a key to read to the open batch for `to`, in one frame with the keys before it that wait in the same slot.
+    ///
+    /// # Errors
+    /// As [`Mesh::request`].
+    #[inline]
+    pub fn key(&mut self, to: CoreId, head: &Head, key: &[u8]) -> Result<(), Busy> {
+        self.open(to)?.push_key(head, key);
+        Ok(())
+    }
+
     /// The same for one of several small requests that go together, when there was room for the first: the bound on their
     /// number is what the caller limits them to.
     pub fn request_beyond(&mut self, to: CoreId, head: Head, kind: Kind, parts: &[&[u8]]) {

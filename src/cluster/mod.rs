@@ -42,7 +42,7 @@ use gridkv_engine::backend::Registry;
 use gridkv_engine::hash::Keyspace;
 use gridkv_engine::hlc::{Hlc, Version};
 use gridkv_engine::store::{Store, StoreConfig};
-use gridkv_net::frame::{Batch, Frame, Frames, Status};
+use gridkv_net::frame::{Batch, Frame, Frames, Mark, Status};
 use gridkv_net::peer::{HandOver, Hello, Identity, LinkConfig, LinkEvent, LinkId, Links, Peers, Priority, SendError};
 use gridkv_net::ring::RingPort;
 
@@ -203,6 +203,7 @@ impl Member {
             let _ = to.send(batch);
             return;
         }
+        let batch = batch.flat(Mark::default());
         if self.waiting.len() >= MAX_WAITING {
             let (mut replies, busy) = (Batch::new(), Failure::Busy.to_string());
             for frame in batch.frames() {

@@ -324,7 +324,7 @@ impl Requests {
                 let token = self.insert(request(Stage::Reading, frame.payload));
                 self.run(lent, token);
             }
-            Kind::Reply => return Err(origin),
+            Kind::Group | Kind::Reply => return Err(origin),
         }
         Ok(())
     }

@@ -261,7 +261,12 @@ impl CoreHandle {
                 shared.push((end as u32, hash));
             } else {
                 let head = Head { conn: LOCAL, hash: hash.0, slot, index: end as u32, ..Head::default() };
-                if state.mesh.request(owner, head, Kind::Get, &[key]).is_err() {
+                // Where other nodes hold copies each key is an operation of its own.
+                let asked = match state.solo {
+                    true => state.mesh.key(owner, &head, key),
+                    false => state.mesh.request(owner, head, Kind::Get, &[key]),
+                };
+                if asked.is_err() {
                     break;
                 }
                 group.missing += 1;

@@ -38,7 +38,7 @@ use futures_channel::oneshot;
 use futures_lite::FutureExt;
 use gridkv_engine::Millis;
 use gridkv_engine::store::Store;
-use gridkv_net::frame::{Batch, Frames};
+use gridkv_net::frame::{Batch, Mark};
 use gridkv_net::mesh::{CoreId, Mesh, REPLIES_PER_TURN};
 use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
@@ -82,7 +82,7 @@ pub(crate) struct State {
     pub(crate) metrics: CoreMetrics,
     pub(crate) scratch: Scratch,
     /// Per sibling: a batch that was served in part because its replies grew large, and where to go on.
-    unfinished: Vec<Option<(Batch, usize)>>,
+    unfinished: Vec<Option<(Batch, Mark)>>,
     /// Wall clock in unix milliseconds, read once per turn.
     pub(crate) now: Millis,
     /// This core's copy of what may change while the node runs.
@@ -222,12 +222,12 @@ impl Core {
                 if state.mesh.replies(from).bytes().len() >= REPLIES_PER_TURN {
                     break;
                 }
-                let (requests, at) = match state.unfinished[from.index()].take() {
+                let (requests, mark) = match state.unfinished[from.index()].take() {
                     Some(unfinished) => unfinished,
                     None => match state.mesh.next_requests(from) {
                         Some(requests) => {
                             state.metrics.record_served(requests.len());
-                            (requests, 0)
+                            (requests, Mark::default())
                         }
                         None => break,
                     },
@@ -237,7 +237,8 @@ impl Core {
                     let mut member = self.member.borrow_mut();
                     let member = member.as_mut().expect("a core that is not solo has a part in a cluster");
                     // A batch may have been begun when this core still had its shards for itself.
-                    for frame in Frames::from(requests.bytes(), at) {
+                    let requests = requests.flat(mark);
+                    for frame in requests.frames() {
                         let frame = frame.expect("batches inside a node are whole");
                         member.begin(state, &frame, cluster::requests::Origin::Sibling(from));
                     }
@@ -246,10 +247,10 @@ impl Core {
                 }
                 // The open batch is taken out while it is written, so that the rest of the state can be borrowed.
                 let mut replies = std::mem::take(state.mesh.replies(from));
-                let left = serve::batch(&mut state.serving(), &requests, at, REPLIES_PER_TURN, &mut replies);
+                let left = serve::batch(&mut state.serving(), &requests, mark, REPLIES_PER_TURN, &mut replies);
                 *state.mesh.replies(from) = replies;
-                if let Some(at) = left {
-                    state.unfinished[from.index()] = Some((requests, at));
+                if let Some(mark) = left {
+                    state.unfinished[from.index()] = Some((requests, mark));
                     break;
                 }
                 state.mesh.recycle(requests);
@@ -278,7 +279,7 @@ impl Core {
                     }
                     let mut replies = state.mesh.spare();
                     replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
-                    serve::batch(&mut state.serving(), &requests, 0, usize::MAX, &mut replies);
+                    serve::batch(&mut state.serving(), &requests, Mark::default(), usize::MAX, &mut replies);
                     state.mesh.recycle(requests);
                     // Nobody waits any more if the future was dropped.
                     let _ = reply.send(replies);

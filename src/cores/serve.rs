@@ -11,7 +11,7 @@ use gridkv_engine::command::{self, Context, Spec};
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::reply::Reply;
 use gridkv_engine::store::Store;
-use gridkv_net::frame::{Batch, Frame, FrameError, Frames, Head, Kind, Status};
+use gridkv_net::frame::{Batch, Frame, FrameError, Frames, GroupKey, Head, Kind, Mark, Status};
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::version_bytes;
 
@@ -40,43 +40,103 @@ pub(crate) struct Scratch {
     resp: Vec<u8>,
 }
 
-/// Answers the requests of `requests` in `replies`, in order, from offset `from` on. When the replies reach `stop_at`
-/// bytes, the offset of the first request that was left.
+/// Answers the requests of `requests` in `replies`, in order, from `mark` on. When the replies reach `stop_at` bytes, where the
+/// first request is that was left.
 pub(crate) fn batch(
     serving: &mut Serving<'_>,
     requests: &Batch,
-    from: usize,
+    mark: Mark,
     stop_at: usize,
     replies: &mut Batch,
-) -> Option<usize> {
+) -> Option<Mark> {
     let mut args = Vec::new();
-    let mut frames = Frames::from(requests.bytes(), from);
+    let mut frames = Frames::from(requests.bytes(), mark.at).peekable();
+    let mut keys_done = mark.keys;
     let mut window = Vec::with_capacity(requests.len().min(AHEAD));
-    loop {
+    let whole = "batches inside a node are written by Batch, which writes whole frames";
+    while let Some(first) = frames.next() {
+        let first = first.expect(whole);
+        if first.kind == Kind::Group {
+            if let Some(keys) = group(serving, &first, keys_done, stop_at, replies) {
+                return Some(Mark { at: first.at(), keys });
+            }
+            keys_done = 0;
+            continue;
+        }
         // The misses of a window's keys overlap: first their buckets are asked for, then their entries, then they are served.
         window.clear();
-        for frame in frames.by_ref().take(AHEAD) {
-            let frame = frame.expect("batches inside a node are written by Batch, which writes whole frames");
+        let mut next = Some(first);
+        while let Some(frame) = next {
             serving.store.prefetch_place(KeyHash(frame.head.hash));
             window.push(frame);
-        }
-        if window.is_empty() {
-            return None;
+            let more = |frame: &_| window.len() < AHEAD && !matches!(frame, Ok(Frame { kind: Kind::Group, .. }));
+            next = frames.next_if(more).map(|frame| frame.expect(whole));
         }
         if window.len() > 1 {
             window.iter().for_each(|frame| serving.store.prefetch_entry(KeyHash(frame.head.hash)));
         }
         for frame in &window {
             if replies.bytes().len() >= stop_at {
-                return Some(frame.at());
+                return Some(Mark { at: frame.at(), keys: 0 });
             }
             guarded(serving, frame, &mut args, replies);
         }
     }
+    None
 }
 
-/// Frames looked at before the first of them is served.
+/// Frames, or keys of a group, looked at before the first of them is served.
 const AHEAD: usize = 32;
+
+/// Reads the keys of a group behind the first `done`. When the replies reach `stop_at` bytes, how many are done.
+fn group(
+    serving: &mut Serving<'_>,
+    frame: &Frame<'_>,
+    mut done: usize,
+    stop_at: usize,
+    replies: &mut Batch,
+) -> Option<usize> {
+    let mut keys = frame.keys(done).map(|key| key.expect("groups are made inside a node"));
+    let mut window = [GroupKey { hash: 0, index: 0, bytes: b"" }; AHEAD];
+    loop {
+        let mut known = 0;
+        for (place, key) in window.iter_mut().zip(&mut keys) {
+            serving.store.prefetch_place(KeyHash(key.hash));
+            *place = key;
+            known += 1;
+        }
+        if known == 0 {
+            return None;
+        }
+        window[..known].iter().for_each(|key| serving.store.prefetch_entry(KeyHash(key.hash)));
+        let mut rest = &window[..known];
+        while !rest.is_empty() {
+            if replies.bytes().len() >= stop_at {
+                return Some(done);
+            }
+            let before = rest.len();
+            let read = catch_unwind(AssertUnwindSafe(|| {
+                while let [key, behind @ ..] = rest
+                    && replies.bytes().len() < stop_at
+                {
+                    let value = serving.store.value(KeyHash(key.hash), key.bytes, serving.now);
+                    replies.push_value(&frame.head, key.index, value);
+                    rest = behind;
+                }
+            }));
+            if read.is_err()
+                && let [key, behind @ ..] = rest
+            {
+                serving.metrics.panics += 1;
+                let head = Head { index: key.index, ..frame.head };
+                replies.push_reply(&head, Status::Error, 0, PANIC_REPLY.as_bytes());
+                rest = behind;
+            }
+            serving.metrics.record_gets((before - rest.len()) as u64);
+            done += before - rest.len();
+        }
+    }
+}
 
 /// Answers one request, whatever happens.
 #[inline]
@@ -157,6 +217,7 @@ fn one<'f>(
             Some(version) => replies.push_reply(head, Status::Value, 0, &version_bytes(version)),
             None => replies.push_reply(head, Status::Nil, 0, b""),
         },
+        Kind::Group => push_error(replies, head, "ERR a group came as a single request"),
         Kind::Reply => push_error(replies, head, "ERR a reply came in the lane of requests"),
     }
     Ok(())
@@ -234,5 +295,89 @@ impl Reply for NativeReply {
     }
     fn verbatim(&mut self, text: &str) {
         self.put(Status::Value, 0, text.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gridkv_engine::backend::{DEFAULT_BACKEND, Registry};
+    use gridkv_engine::store::StoreConfig;
+    use proptest::prelude::*;
+
+    const NOW: Millis = 1_800_000_000_000;
+
+    fn store() -> Store {
+        let config = StoreConfig::default();
+        let backend = Registry::default().make(DEFAULT_BACKEND, &config.backend()).unwrap();
+        let mut store = Store::new(config, backend);
+        for number in 0..40 {
+            let key = format!("key:{number}");
+            store.set(store.locate(key.as_bytes()), key.as_bytes(), &vec![b'v'; number * 7], 0, NOW).unwrap();
+        }
+        store
+    }
+
+    /// Which request got what: the answers of a batch, whatever frames they came in.
+    fn answers(replies: &Batch) -> Vec<(u32, u32, Option<Vec<u8>>)> {
+        let mut answers = Vec::new();
+        for frame in replies.frames().map(Result::unwrap) {
+            let (slot, index, payload) = (frame.head.slot, frame.head.index, frame.payload);
+            match frame.status() {
+                Status::Values => answers.extend(
+                    frame
+                        .values()
+                        .map(Result::unwrap)
+                        .map(|(index, place)| (slot, index, place.map(|place| payload[place].to_vec()))),
+                ),
+                Status::Nil => answers.push((slot, index, None)),
+                _ => answers.push((slot, index, Some(payload.to_vec()))),
+            }
+        }
+        answers
+    }
+
+    proptest! {
+        /// Single reads and groups, of keys that exist or not, served in pieces or in one go, or flattened from where a piece
+        /// ended: each request is answered once, in order, and alike.
+        #[test]
+        fn wherever_serving_stops_it_goes_on_with_the_next_key(
+            asks in proptest::collection::vec((0u32..3, 0u32..50, any::<bool>()), 1..150),
+            stops in proptest::collection::vec(1usize..3000, 0..10),
+        ) {
+            let mut store = store();
+            let (mut metrics, mut scratch) = (CoreMetrics::default(), Scratch::default());
+            let mut serving = Serving { store: &mut store, metrics: &mut metrics, scratch: &mut scratch, now: NOW, flushes: None };
+            let mut requests = Batch::new();
+            let mut expected = Vec::new();
+            for (at, &(slot, number, grouped)) in asks.iter().enumerate() {
+                let (key, index) = (format!("key:{number}"), at as u32);
+                let hash = serving.store.locate(key.as_bytes());
+                let head = Head { hash: hash.0, slot, index, ..Head::default() };
+                match grouped {
+                    true => requests.push_key(&head, key.as_bytes()),
+                    false => requests.push(head, Kind::Get, &[key.as_bytes()]),
+                }
+                expected.push((slot, index, (number < 40).then(|| vec![b'v'; number as usize * 7])));
+            }
+            prop_assert_eq!(requests.len(), asks.len());
+
+            let (mut seen, mut mark) = (Vec::new(), Some(Mark::default()));
+            for stop_at in stops {
+                let Some(from) = mark else { break };
+                let mut replies = Batch::new();
+                mark = batch(&mut serving, &requests, from, stop_at, &mut replies);
+                prop_assert!(!replies.is_empty(), "a piece does something");
+                seen.extend(answers(&replies));
+            }
+            if let Some(from) = mark {
+                let flat = requests.flat(from);
+                prop_assert!(flat.frames().all(|frame| frame.unwrap().kind == Kind::Get));
+                let mut replies = Batch::new();
+                prop_assert_eq!(batch(&mut serving, &flat, Mark::default(), usize::MAX, &mut replies), None);
+                seen.extend(answers(&replies));
+            }
+            prop_assert_eq!(seen, expected);
+        }
     }
 }

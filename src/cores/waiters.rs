@@ -55,6 +55,19 @@ impl Group {
         self.arena.extend_from_slice(value);
     }
 
+    /// Takes the values of a frame with one copy of them all.
+    #[inline]
+    fn add_all(&mut self, frame: &Frame<'_>) {
+        let from = self.arena.len();
+        self.arena.extend_from_slice(frame.payload);
+        for value in frame.values() {
+            let (key, place) = value.expect("batches inside a node are whole");
+            if let Some(place) = place {
+                self.values.place(key as usize, 0, from + place.start, place.len());
+            }
+        }
+    }
+
     fn fail(&mut self, key: u32, error: Error) {
         self.values.fail(key as usize, error);
     }
@@ -132,11 +145,12 @@ impl Waiters {
             }
             Slot::Many { group, waker } => {
                 match frame.status() {
+                    Status::Values => group.add_all(frame),
                     Status::Value => group.add(frame.head.index, frame.payload),
                     Status::Nil => {}
                     _ => group.fail(frame.head.index, Error::from_reply(frame.payload)),
                 }
-                group.missing -= 1;
+                group.missing -= answers(frame);
                 if group.missing == 0
                     && let Some(waker) = waker.take()
                 {
@@ -144,7 +158,7 @@ impl Waiters {
                 }
             }
             Slot::Abandoned { replies } => {
-                *replies -= 1;
+                *replies -= answers(frame);
                 if *replies == 0 {
                     self.release(index);
                 }
@@ -202,6 +216,11 @@ impl Waiters {
     fn in_use(&self) -> usize {
         self.slots.iter().filter(|s| !matches!(s, Slot::Free { .. })).count()
     }
+}
+
+/// How many requests a frame answers.
+fn answers(frame: &Frame<'_>) -> u32 {
+    if frame.status() == Status::Values { frame.head.aux as u32 } else { 1 }
 }
 
 fn keep(waker: &mut Option<Waker>, current: &Waker) {

@@ -46,6 +46,7 @@ impl Answer<'_> {
             Status::Done => writer.ok(),
             Status::Error => writer.error_bytes(self.bytes),
             Status::Encoded => out.extend_from_slice(self.bytes),
+            Status::Values => writer.error("ERR internal error: a session sends no groups, and was answered as if"),
         }
     }
 }
