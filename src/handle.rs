@@ -26,7 +26,7 @@ use crate::cores::CoreHandle;
 use crate::cores::serve::NATIVE;
 use crate::node::Running;
 use crate::scan::{Scan, ScanKeys};
-use crate::topology::{Message, Topology};
+use crate::topology::{Message, ReplyTo, Topology};
 use crate::values::Values;
 use crate::{Builder, Error, Stats};
 
@@ -291,8 +291,8 @@ impl GridKv {
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Values, Error> {
         let mut values = Values::missing(keys.len());
         let batches = self.group(keys.iter().map(AsRef::as_ref), |head, key, _, batch| batch.push_key(&head, key))?;
-        for pending in self.send_all(batches).await? {
-            let part = Bytes::from_owner(pending.await.map_err(|_| Error::Closed)?);
+        for part in self.ask_all(batches).await? {
+            let part = Bytes::from_owner(part);
             let number = values.add_part(part.clone());
             for frame in gridkv_net::frame::Frames::new(&part) {
                 let frame = frame.expect("batches inside a node are whole");
@@ -483,12 +483,17 @@ impl GridKv {
         let hash = topology.keyspace().locate(key);
         let mut batch = Batch::new();
         push(Head { hash: hash.0, ..Head::default() }, key, &mut batch);
-        let pending = self.send(topology.owner_of(hash), batch).await?;
+        let pending = self.send(topology.owner_of(hash), batch, None).await?;
         Ok(Reply::new(pending.await.map_err(|_| Error::Closed)?))
     }
 
-    async fn send(&self, core: CoreId, batch: Batch) -> Result<oneshot::Receiver<Batch>, Error> {
-        let (reply, pending) = oneshot::channel();
+    async fn send(
+        &self,
+        core: CoreId,
+        batch: Batch,
+        all: Option<Arc<oneshot::Sender<()>>>,
+    ) -> Result<oneshot::Receiver<Batch>, Error> {
+        let (reply, pending) = ReplyTo::new(all);
         if self.topology().links[core.index()].send(Message::Requests(batch, reply)).await {
             Ok(pending)
         } else {
@@ -516,14 +521,20 @@ impl GridKv {
         Ok(batches)
     }
 
-    async fn send_all(&self, batches: Vec<Batch>) -> Result<Vec<oneshot::Receiver<Batch>>, Error> {
+    /// Asks all cores that have a batch and waits until the last one has answered: the caller's thread wakes up once.
+    async fn ask_all(&self, batches: Vec<Batch>) -> Result<Vec<Batch>, Error> {
+        let (all, ended) = oneshot::channel();
+        let all = Arc::new(all);
         let mut pending = Vec::with_capacity(batches.len());
         for (core, batch) in batches.into_iter().enumerate() {
             if !batch.is_empty() {
-                pending.push(self.send(CoreId(core as u16), batch).await?);
+                pending.push(self.send(CoreId(core as u16), batch, Some(all.clone())).await?);
             }
         }
-        Ok(pending)
+        drop(all);
+        // Nothing is ever sent: it ends when nobody is left who could.
+        let _ = ended.await;
+        pending.into_iter().map(|mut answer| answer.try_recv().ok().flatten().ok_or(Error::Closed)).collect()
     }
 
     async fn collect<T>(
@@ -533,8 +544,7 @@ impl GridKv {
         read: impl Fn(Reply) -> Result<T, Error>,
     ) -> Result<Vec<Result<T, Error>>, Error> {
         let mut results: Vec<Result<T, Error>> = (0..keys).map(|_| Err(Error::Closed)).collect();
-        for pending in self.send_all(batches).await? {
-            let batch = pending.await.map_err(|_| Error::Closed)?;
+        for batch in self.ask_all(batches).await? {
             for frame in batch.frames() {
                 let frame = frame.expect("batches inside a node are whole");
                 results[frame.head.index as usize] = read(Reply::copied(&frame));

@@ -26,9 +26,30 @@ pub(crate) const INBOX_MESSAGES: usize = 4096;
 /// What foreign threads may ask of a core. It arrives through the core's flume inbox.
 pub(crate) enum Message {
     /// Requests in the frame format; every one is answered in the batch that is sent back, in order.
-    Requests(Batch, oneshot::Sender<Batch>),
+    Requests(Batch, ReplyTo),
     /// Code to run on the core, between two turns.
     Run(Box<dyn FnOnce(&CoreRc) + Send>),
+}
+
+/// Where a core puts the answers to a foreign thread. Dropped without any, it says that none will come.
+#[derive(Debug)]
+pub(crate) struct ReplyTo {
+    to: oneshot::Sender<Batch>,
+    /// Held by all cores that one call asked: it wakes the caller when the last one lets go, and nobody wakes it before.
+    _all: Option<Arc<oneshot::Sender<()>>>,
+}
+
+impl ReplyTo {
+    /// For a call that waits for one core, or, with `all`, for several.
+    pub(crate) fn new(all: Option<Arc<oneshot::Sender<()>>>) -> (ReplyTo, oneshot::Receiver<Batch>) {
+        let (to, pending) = oneshot::channel();
+        (ReplyTo { to, _all: all }, pending)
+    }
+
+    /// Answers. Nobody waits any more if the caller's future was dropped.
+    pub(crate) fn send(self, replies: Batch) {
+        let _ = self.to.send(replies);
+    }
 }
 
 /// The way to one core.

@@ -52,7 +52,7 @@ use crate::cores::flush::empties;
 use crate::cores::launch::Seat;
 use crate::cores::{Core, CoreRc, LOCAL, State, serve};
 use crate::handle::{unix_ms, unix_us};
-use crate::topology::{Message as Note, shards_of};
+use crate::topology::{Message as Note, ReplyTo, shards_of};
 use requests::{Lent, Origin, Requests};
 
 pub use gridkv_cluster::control::Event as ClusterEvent;
@@ -198,9 +198,9 @@ impl Member {
     }
 
     /// Begins the requests of a foreign thread, behind those that wait. When too many do, these are refused.
-    pub(crate) fn begin_group(&mut self, state: &mut State, batch: Batch, to: futures_channel::oneshot::Sender<Batch>) {
+    pub(crate) fn begin_group(&mut self, state: &mut State, batch: Batch, to: ReplyTo) {
         if batch.is_empty() {
-            let _ = to.send(batch);
+            to.send(batch);
             return;
         }
         let batch = batch.flat(Mark::default());
@@ -210,7 +210,7 @@ impl Member {
                 let head = &frame.expect("batches inside a node are whole").head;
                 replies.push_reply(head, Status::Error, 0, busy.as_bytes());
             }
-            let _ = to.send(replies);
+            to.send(replies);
             return;
         }
         let group = self.requests.group(batch.len(), to);

@@ -18,7 +18,6 @@
 
 use std::collections::BTreeSet;
 
-use futures_channel::oneshot;
 use gridkv_cluster::ids::{NodeNo, Now};
 use gridkv_cluster::outbox::{Changed, Failure, Found, Outbox, Outcome};
 use gridkv_cluster::quorum::Level;
@@ -37,6 +36,7 @@ use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
 
 use crate::cores::serve::{self, Scratch, Serving};
 use crate::metrics::CoreMetrics;
+use crate::topology::ReplyTo;
 
 /// Who waits for the reply.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ pub(crate) struct Reply {
 struct Group {
     left: usize,
     replies: Vec<Option<Reply>>,
-    to: oneshot::Sender<Batch>,
+    to: ReplyTo,
 }
 
 /// Places by number.
@@ -266,7 +266,7 @@ impl Requests {
     }
 
     /// A group of `requests` requests of a foreign thread, answered together.
-    pub(crate) fn group(&mut self, requests: usize, to: oneshot::Sender<Batch>) -> u32 {
+    pub(crate) fn group(&mut self, requests: usize, to: ReplyTo) -> u32 {
         let replies = (0..requests).map(|_| None).collect();
         self.groups.insert(Group { left: requests, replies, to })
     }
@@ -611,7 +611,7 @@ impl Requests {
                 batch.push_reply(head, *status, *aux, bytes);
             }
             // Nobody waits any more if the future was dropped.
-            let _ = group.to.send(batch);
+            group.to.send(batch);
         }
     }
 }

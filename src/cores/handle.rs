@@ -225,7 +225,7 @@ impl CoreHandle {
         for key in keys {
             check_key(key.as_ref())?;
         }
-        let slot = self.core.state.borrow_mut().waiters.many(Group::new(keys.len()));
+        let slot = self.core.state.borrow_mut().waiters.many(keys.len());
         // From here on the slot is given back even if this future is dropped half way.
         let many = Many { core: &self.core, slot: Some(slot) };
         let mut next = 0;

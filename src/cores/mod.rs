@@ -281,8 +281,7 @@ impl Core {
                     replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
                     serve::batch(&mut state.serving(), &requests, Mark::default(), usize::MAX, &mut replies);
                     state.mesh.recycle(requests);
-                    // Nobody waits any more if the future was dropped.
-                    let _ = reply.send(replies);
+                    reply.send(replies);
                 }
                 Message::Run(f) => f(self),
             }

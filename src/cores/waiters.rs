@@ -38,14 +38,14 @@ pub(crate) struct Group {
     pub(crate) missing: u32,
 }
 
-/// Room made for the values of a group, per key; more is made when it is needed.
-const EXPECTED_VALUE: usize = 64;
+/// Bytes expected of a value before one has come.
+const FIRST_VALUE: usize = 64;
+/// Room made for the values of a group before they come; more is made when it is needed.
 const MAX_EXPECTED: usize = 64 << 10;
 
 impl Group {
-    /// A read of that many keys, none of them found yet.
-    pub(crate) fn new(keys: usize) -> Group {
-        let arena = Vec::with_capacity((keys * EXPECTED_VALUE).min(MAX_EXPECTED));
+    fn new(keys: usize, value: usize) -> Group {
+        let arena = Vec::with_capacity((keys * value).min(MAX_EXPECTED));
         Group { values: Values::missing(keys), arena, missing: 0 }
     }
 
@@ -85,11 +85,13 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Waiters {
     slots: Vec<Slot>,
     free: u32,
+    /// Bytes per key that the last group took.
+    typical: usize,
 }
 
 impl Waiters {
     pub(crate) fn new() -> Waiters {
-        Waiters { slots: Vec::new(), free: NONE }
+        Waiters { slots: Vec::new(), free: NONE, typical: FIRST_VALUE }
     }
 
     fn insert(&mut self, slot: Slot) -> u32 {
@@ -115,9 +117,9 @@ impl Waiters {
         self.insert(Slot::One { answer: None, waker: None })
     }
 
-    /// A slot for `group.missing` replies.
-    pub(crate) fn many(&mut self, group: Group) -> u32 {
-        self.insert(Slot::Many { group, waker: None })
+    /// A slot for a group of that many keys, none of them found yet.
+    pub(crate) fn many(&mut self, keys: usize) -> u32 {
+        self.insert(Slot::Many { group: Group::new(keys, self.typical), waker: None })
     }
 
     /// The group of a slot of [`Waiters::many`].
@@ -192,7 +194,10 @@ impl Waiters {
             return Poll::Pending;
         }
         match self.release(index) {
-            Slot::Many { group, .. } => Poll::Ready(group),
+            Slot::Many { group, .. } => {
+                self.typical = group.arena.len().div_ceil(group.values.len().max(1));
+                Poll::Ready(group)
+            }
             _ => unreachable!("the slot was looked at just now"),
         }
     }
@@ -259,7 +264,8 @@ mod tests {
     #[test]
     fn a_group_is_ready_with_its_last_reply() {
         let mut waiters = Waiters::new();
-        let slot = waiters.many(Group { missing: 2, ..Group::new(3) });
+        let slot = waiters.many(3);
+        waiters.group(slot).missing = 2;
         reply(&mut waiters, slot, 2, b"c");
         assert!(waiters.poll_many(slot, Waker::noop()).is_pending());
         reply(&mut waiters, slot, 0, b"a");
