@@ -1,7 +1,7 @@
 //! The core mesh: batches of frames between the cores of a node.
 //!
 //! Between each two cores run two lanes each way, single producer and single consumer: one for requests, one for
-//! replies. During a turn a core appends to one open batch per lane; [`Mesh::flush`] hands each over at the turn's end
+//! replies. During a turn a core appends to one open batch per lane; [`Mesh::flush`] hands each over, at the turn's end at the latest,
 //! with one store and, only if the sibling sleeps, one wake-up.
 //!
 //! ```text
@@ -182,6 +182,12 @@ impl Mesh {
     pub fn has_room(&self, to: CoreId) -> bool {
         let peer = self.peers[to.index()].as_ref().expect("a core sends nothing to itself through the mesh");
         peer.has_room()
+    }
+
+    /// Requests to `to` that wait for the open batch to be handed over.
+    #[inline]
+    pub fn open_requests(&self, to: CoreId) -> usize {
+        self.peers[to.index()].as_ref().map_or(0, |peer| peer.requests.open.len())
     }
 
     /// Appends a request to the open batch for `to`.

@@ -21,6 +21,8 @@ use crate::{Error, Values};
 
 /// Keys looked at before the first of them is read.
 const AHEAD: usize = 32;
+/// Requests of tasks that are worth a batch of their own.
+const MANY_HOPS: usize = 16;
 /// Keys of a group that is worth a batch of its own at each sibling.
 const LARGE_GROUP: usize = 16;
 
@@ -386,6 +388,9 @@ impl CoreHandle {
             }
             slot
         };
+        if owner != self.core.id && self.core.state.borrow().mesh.open_requests(owner) >= MANY_HOPS {
+            self.core.attend_siblings();
+        }
         self.core.kick();
         let answer = One { core: &self.core, slot: Some(slot) }.await;
         Reply { status: answer.status, aux: answer.aux, bytes: answer.bytes }

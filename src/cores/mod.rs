@@ -214,6 +214,15 @@ impl Core {
         }
     }
 
+    /// Between two turns: serves siblings and hands over what waits for them. A turn can be far when many tasks run; without this
+    /// two cores of busy tasks would wait for each other in turn.
+    fn attend_siblings(&self) {
+        self.serve_siblings();
+        let state = &mut *self.state.borrow_mut();
+        let (batches, wakes) = state.mesh.flush();
+        state.metrics.record_turn(true, batches, wakes);
+    }
+
     fn serve_siblings(&self) -> bool {
         let mut any = false;
         let state = &mut *self.state.borrow_mut();
