@@ -68,7 +68,7 @@ impl Bucket {
         x.wrapping_sub(ONES) & !x & TAG_HIGHS
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, tag: u8, key: &[u8]) -> Option<(usize, &Record)> {
         let mut candidates = self.matches(tag);
         while candidates != 0 {

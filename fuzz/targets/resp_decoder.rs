@@ -5,7 +5,7 @@
 #![no_main]
 
 use gridkv_fuzz::split;
-use gridkv_net::resp::{Decoder, Limits, Parsed, ProtocolError};
+use gridkv_net::resp::{Decoder, Limits, Parsed, ProtocolError, Short};
 use libfuzzer_sys::fuzz_target;
 
 const TINY: Limits = Limits { max_args: 8, max_bulk: 40, max_line: 24 };
@@ -19,8 +19,15 @@ fn read(bytes: &[u8], limits: &Limits, mut next: impl FnMut() -> usize) -> Comma
     let mut commands = Vec::new();
     loop {
         let input = &bytes[begin..end];
+        let short = decoder.short(input, limits);
         let parsed = match decoder.parse(input, limits, &mut spans) {
-            Ok(parsed) => parsed,
+            Ok(parsed) => {
+                if let Some(Short { key, value, consumed }) = short {
+                    assert_eq!(parsed, Parsed::Command { consumed });
+                    assert_eq!(spans[1..], [Some(key), value].into_iter().flatten().collect::<Vec<_>>());
+                }
+                parsed
+            }
             Err(error) => {
                 assert!(input.len() >= needed, "an error came before the {needed} bytes that were needed");
                 return (commands, Some(error), begin);

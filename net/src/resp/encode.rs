@@ -124,7 +124,7 @@ impl Reply for Writer<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn bulk(&mut self, value: &[u8]) {
         self.out.reserve(value.len() + 16);
         self.header(b'$', value.len());

@@ -10,5 +10,5 @@
 pub mod decode;
 pub mod encode;
 
-pub use decode::{Decoder, Limits, Parsed, ProtocolError, Span};
+pub use decode::{Decoder, Limits, Parsed, ProtocolError, Short, Span};
 pub use encode::{Protocol, Writer};

@@ -38,7 +38,7 @@ use gridkv_engine::reply::Reply;
 
 use crate::frame::Status;
 use crate::mesh::CoreId;
-use crate::resp::{Decoder, Limits as WireLimits, Parsed, Protocol, Span, Writer};
+use crate::resp::{Decoder, Limits as WireLimits, Parsed, Protocol, Short, Span, Writer};
 
 pub use replies::{Answer, PART_WRITTEN};
 
@@ -473,6 +473,16 @@ impl Session {
                     continue;
                 }
             }
+            if self.plain {
+                at = self.read_ahead(&mut ahead, input, at, back);
+                if ahead.len() == AHEAD {
+                    if let Some(start) = self.run_ahead(&mut ahead, input, back, out) {
+                        at = start;
+                        break;
+                    }
+                    continue;
+                }
+            }
             let wire = if self.authenticated { back.limits().wire } else { WireLimits::STRANGER };
             let parsed = self.decoder.parse(&input[at..], &wire, &mut spans);
             if let Ok(Parsed::Command { consumed }) = parsed
@@ -483,13 +493,6 @@ impl Session {
                 back.prefetch_place(hot.hash);
                 ahead.push(hot);
                 at += consumed;
-                if ahead.len() < AHEAD {
-                    continue;
-                }
-                if let Some(start) = self.run_ahead(&mut ahead, input, back, out) {
-                    at = start;
-                    break;
-                }
                 continue;
             }
             if !ahead.is_empty() {
@@ -546,8 +549,22 @@ impl Session {
             && self.replies.open() < self.window.min(limits.max_pending)
     }
 
-    /// A command that takes the short way, its hash and start still to be filled in.
-    #[inline]
+    /// Reads GETs and SETs as long as they come in their usual form and there is room for them. Where the first other command begins.
+    #[inline(never)]
+    fn read_ahead(&self, ahead: &mut Vec<Ahead>, input: &[u8], mut at: usize, back: &impl Backplane) -> usize {
+        let (keyspace, limits) = (back.keyspace(), &back.limits().wire);
+        while ahead.len() < AHEAD
+            && let Some(Short { key, value, consumed }) = self.decoder.short(&input[at..], limits)
+        {
+            let hash = keyspace.locate(key.of(&input[at..]));
+            back.prefetch_place(hash);
+            ahead.push(Ahead { hash, start: at, key, value });
+            at += consumed;
+        }
+        at
+    }
+
+    /// A GET or SET in another form, such as one that came in pieces; its hash and start are still to be filled in.
     fn hot(&self, spans: &[Span], bytes: &[u8]) -> Option<Ahead> {
         let (key, value) = match *spans {
             [name, key] if self.plain && name.len == 3 && is(name.of(bytes), b"get") => (key, None),
