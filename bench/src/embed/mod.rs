@@ -8,6 +8,7 @@
 //! | `bare-get`, `bare-set` | the same on a bare store of the engine: the price of the node is the difference |
 //! | `uniform-get`, `uniform-set` | 64 tasks per core, each awaits one operation on any key after the other |
 //! | `uniform-get-many-64`, `-256` | a task per core reads that many keys of any core at once |
+//! | `line` | nothing of the node: a cache line is written on one CPU, or read on another, 64 in a row; a hop cannot be cheaper |
 //! | `hop` | one read of a sibling's key, there and back, one at a time, both cores awake |
 //! | `foreign-get` | a thread outside of the node reads one key after the other |
 //! | `foreign-get-idle` | the same, a pause before each, so that the core sleeps when the request comes |
@@ -25,6 +26,7 @@
 //! median over rounds and the least and greatest. Rates count wall time: what else runs on the cores takes its share.
 //! *CPU* is the time that the workers' threads ran per operation, polling included, and does not depend on that.
 
+mod lines;
 mod maps;
 mod node;
 mod stage;
@@ -92,6 +94,7 @@ const CASES: &[Case] = &[
     case("uniform-get-many-64", node::uniform_get_many_64),
     case("uniform-get-many-256", node::uniform_get_many_256),
     case("uniform-set", node::uniform_set),
+    Case { name: "line", run: lines::line, hops: true },
     Case { name: "hop", run: node::hop, hops: true },
     case("foreign-get", node::foreign_get),
     case("foreign-get-idle", node::foreign_get_idle),
