@@ -1293,7 +1293,9 @@ mod tests {
 
         fn read(&mut self, key: &str, now: Millis) -> Option<String> {
             let hash = self.locate(key.as_bytes());
-            self.get(hash, key.as_bytes(), now).map(|e| String::from_utf8(e.value.to_vec()).unwrap())
+            let value = self.value(hash, key.as_bytes(), now).map(<[u8]>::to_vec);
+            assert_eq!(value.as_deref(), self.peek(hash, key.as_bytes(), now).map(|entry| entry.value), "{key}");
+            value.map(|value| String::from_utf8(value).unwrap())
         }
 
         fn del(&mut self, key: &str, now: Millis) -> bool {
@@ -1319,6 +1321,28 @@ mod tests {
         store.put("again", "v", 200, 101);
         assert!(!store.del("again", 300), "an expired entry cannot be deleted");
         store.invariants();
+    }
+
+    #[test]
+    fn what_is_written_in_place_counts_like_any_write() {
+        for mut store in [plain(), replicated(3)] {
+            let keys = ["k", "a key of 15 byt", "a key that is longer than two words"];
+            let writes = [("one", 0), ("two", 0), ("longer", 0), ("expire", 100), ("expire", 200), ("plain!", 0)];
+            for (now, (value, expires_at)) in (1..).zip(writes) {
+                for key in keys {
+                    let before = store.version(store.locate(key.as_bytes()), key.as_bytes(), now);
+                    store.put(key, value, expires_at, now);
+                    assert!(store.version(store.locate(key.as_bytes()), key.as_bytes(), now) > before);
+                    assert_eq!(store.read(key, now).as_deref(), Some(value));
+                }
+                store.invariants();
+            }
+            assert!(store.del("k", 10));
+            store.put("k", "after!", 0, 11);
+            assert_eq!(store.read("k", 12).as_deref(), Some("after!"));
+            assert_eq!((store.read("absent", 12), store.len(), store.stats().expiring), (None, 3, 0));
+            store.invariants();
+        }
     }
 
     #[test]
