@@ -166,10 +166,13 @@ ensure_go_client() {
         say "  installed Go $(go_found) in .venv"
     fi
     local in=$ROOT/tests/clients/go into=$TARGET/go-redis
-    if [ -f "$into/go.mod" ]; then
+    if cmp -s -n "$(wc -c <"$in/go.mod")" "$in/go.mod" "$into/go.mod"; then
         say "  have      go-redis in $into"
         return
     fi
+    # What is there was made of another go.mod.
+    rm -f "$into/go.mod"
+    unset GOFLAGS
     if (cd "$in" && GOFLAGS=-mod=readonly timeout 120 go mod download) >/dev/null 2>&1; then
         say "  have      go-redis among Go's modules"
         return
