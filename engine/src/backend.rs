@@ -100,7 +100,7 @@ pub trait Backend {
     }
 
     /// A hint that the entry of that hash is wanted soon: bring closer where it would be found. Misses of the cache that are
-    /// begun for many keys at once overlap. A shard of another core means nothing.
+    /// begun for many keys at once overlap.
     fn prefetch_place(&self, _shard: ShardId, _hash: KeyHash) {}
 
     /// The second half of the hint, a while after [`Backend::prefetch_place`]: bring closer the entry itself.

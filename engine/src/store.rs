@@ -370,16 +370,26 @@ impl Store {
         &mut self.shards[usize::from(shard.0 - self.config.owned.start)]
     }
 
-    /// See [`Backend::prefetch_place`].
+    /// See [`Backend::prefetch_place`]. A hash of another store is ignored.
     #[inline]
     pub fn prefetch_place(&self, hash: KeyHash) {
-        self.backend.prefetch_place(self.config.keyspace.shard(hash), hash);
+        if self.may_prefetch(hash) {
+            self.backend.prefetch_place(self.config.keyspace.shard(hash), hash);
+        }
     }
 
-    /// See [`Backend::prefetch_entry`].
+    /// See [`Backend::prefetch_entry`]. A hash of another store is ignored.
     #[inline]
     pub fn prefetch_entry(&self, hash: KeyHash) {
-        self.backend.prefetch_entry(self.config.keyspace.shard(hash), hash);
+        if self.may_prefetch(hash) {
+            self.backend.prefetch_entry(self.config.keyspace.shard(hash), hash);
+        }
+    }
+
+    /// Backends are never asked for shards of another core; those in memory see for themselves, at no cost.
+    #[inline]
+    fn may_prefetch(&self, hash: KeyHash) -> bool {
+        matches!(self.backend, Chosen::InMemory(_)) || self.owns(hash)
     }
 
     /// The live entry under a key; counts as a hit or a miss.
@@ -393,7 +403,7 @@ impl Store {
     }
 
     /// The value of the live entry under a key; counts as a hit or a miss. What [`Store::get`] does, for who wants no more:
-    /// inlined, a third of its instructions, so that the CPU overlaps the cache misses of several reads in a row.
+    /// inlined and of few instructions, so that the CPU overlaps the cache misses of several reads in a row.
     #[inline(always)]
     pub fn value(&mut self, hash: KeyHash, key: &[u8], now: Millis) -> Option<&[u8]> {
         if self.reads.doomed.is_some() || matches!(self.backend, Chosen::Other(_)) {
@@ -1188,6 +1198,7 @@ impl Store {
     /// Sets hits, misses, expired, writes and refused to zero.
     pub fn reset_stats(&mut self) {
         self.stats = StoreStats::default();
+        (self.reads.hits, self.reads.misses) = (0, 0);
     }
 
     /// Counters and sizes now.
@@ -1341,6 +1352,9 @@ mod tests {
             store.put("k", "after!", 0, 11);
             assert_eq!(store.read("k", 12).as_deref(), Some("after!"));
             assert_eq!((store.read("absent", 12), store.len(), store.stats().expiring), (None, 3, 0));
+            assert_eq!((store.stats().hits, store.stats().misses, store.stats().writes), (19, 1, 20));
+            store.reset_stats();
+            assert_eq!((store.stats().hits, store.stats().misses, store.stats().writes), (0, 0, 0));
             store.invariants();
         }
     }

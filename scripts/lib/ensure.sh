@@ -170,9 +170,11 @@ ensure_go_client() {
         say "  have      go-redis in $into"
         return
     fi
-    # What is there was made of another go.mod.
-    rm -f "$into/go.mod"
-    unset GOFLAGS
+    if [ -f "$into/go.mod" ]; then
+        # It was made of another go.mod.
+        rm "$into/go.mod"
+        unset GOFLAGS
+    fi
     if (cd "$in" && GOFLAGS=-mod=readonly timeout 120 go mod download) >/dev/null 2>&1; then
         say "  have      go-redis among Go's modules"
         return

@@ -610,7 +610,6 @@ impl Requests {
             for Reply { head, status, aux, bytes } in group.replies.iter().flatten() {
                 batch.push_reply(head, *status, *aux, bytes);
             }
-            // Nobody waits any more if the future was dropped.
             group.to.send(batch);
         }
     }

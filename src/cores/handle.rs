@@ -21,10 +21,8 @@ use crate::{Error, Values};
 
 /// Keys looked at before the first of them is read.
 const AHEAD: usize = 32;
-/// Requests of tasks that are worth a batch of their own.
-const MANY_HOPS: usize = 16;
-/// Keys of a group that is worth a batch of its own at each sibling.
-const LARGE_GROUP: usize = 16;
+/// Requests, of tasks or of a group, that are handed to siblings before the turn ends.
+const WORTH_A_BATCH: usize = 16;
 
 /// A core, from inside: for code that [`crate::GridKv::on_core`] runs.
 ///
@@ -275,7 +273,7 @@ impl CoreHandle {
             }
             end += 1;
         }
-        if end - next >= LARGE_GROUP {
+        if end - next >= WORTH_A_BATCH {
             // The siblings work while this core does.
             let (batches, wakes) = state.mesh.flush();
             state.metrics.record_turn(true, batches, wakes);
@@ -388,7 +386,7 @@ impl CoreHandle {
             }
             slot
         };
-        if owner != self.core.id && self.core.state.borrow().mesh.open_requests(owner) >= MANY_HOPS {
+        if owner != self.core.id && self.core.state.borrow().mesh.open_requests(owner) >= WORTH_A_BATCH {
             self.core.attend_siblings();
         }
         self.core.kick();

@@ -189,7 +189,7 @@ impl Decoder {
     }
 
     /// The GET or SET at the beginning of `input`, if there is one, whole, in the form that nearly every client writes: what
-    /// [`Decoder::parse`] would say, for a third of the work. `None` means nothing: ask [`Decoder::parse`].
+    /// [`Decoder::parse`] would say, for less work. `None` means nothing: ask [`Decoder::parse`].
     #[inline]
     pub fn short(&self, input: &[u8], limits: &Limits) -> Option<Short> {
         const GET: u64 = u64::from_le_bytes(*b"*2\r\n$3\r\n");
@@ -757,12 +757,7 @@ mod tests {
         fn pieces_do_not_matter(sent in prop::collection::vec(command(), 1..6), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
             let mut bytes = Vec::new();
             for command in &sent {
-                bytes.extend(format!("*{}\r\n", command.len()).bytes());
-                for arg in command {
-                    bytes.extend(format!("${}\r\n", arg.len()).bytes());
-                    bytes.extend(arg);
-                    bytes.extend(b"\r\n");
-                }
+                bytes.extend(written(&command.iter().map(Vec::as_slice).collect::<Vec<_>>()));
             }
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
             cuts.sort_unstable();

@@ -955,7 +955,7 @@ impl Session {
     }
 }
 
-/// The keys that a command names.
+/// The hashes of the keys that a command names.
 fn hashes_of(spec: &'static Spec, args: &[&[u8]], keyspace: Keyspace) -> impl Iterator<Item = KeyHash> {
     spec.keys(args.len()).map(move |at| keyspace.locate(args[at]))
 }
