@@ -534,7 +534,8 @@ impl Coordinator {
         &mut self,
         cx: &mut Context<'_>,
         token: u64,
-        (keys, payload): (&[(KeyHash, &[u8])], usize),
+        keys: &[(KeyHash, &[u8])],
+        payload: usize,
         level: Level,
         deadline: Millis,
     ) {
@@ -565,7 +566,8 @@ impl Coordinator {
         cx: &mut Context<'_>,
         token: u64,
         changes: Vec<Changed>,
-        (level, ordered): (Level, bool),
+        level: Level,
+        ordered: bool,
         deadline: Millis,
     ) {
         let bytes = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len)).sum();
@@ -686,7 +688,8 @@ impl Coordinator {
         &mut self,
         cx: &mut Context<'_>,
         token: u64,
-        (hash, request): (KeyHash, &[u8]),
+        hash: KeyHash,
+        request: &[u8],
         to: NodeNo,
         deadline: Millis,
     ) {

@@ -16,8 +16,9 @@
 //! tombstone purged. Within a membership data stays from epoch to epoch.
 //!
 //! With it comes the floor of its sources: what they refuse is refused here too. Their floors may differ. A source with a higher one
-//! than those before it makes this replica shed what is not above; then the others are asked once more, for one that
-//! serves may hold a write there that the first does not.
+//! than those before it makes this replica shed what is not above, in slices; then the others are asked once more, for one that
+//! serves may hold a write there that the first does not. It is not complete before that is through. When the map makes it serve all
+//! the same, because a loss was accepted, the rest goes in that step, however much it is: no read meets it.
 //!
 //! Bounds: shards at once, bytes per second, one question each. The rate gives way to clients' operations: it falls while
 //! answers are slow (`sync::bucket`). When too few sources can be reached it waits; when memory is
@@ -150,6 +151,9 @@ impl Fill {
                 self.shards.remove(&shard);
                 if !placement.names(me) && placement.stage == Stage::Normal && holds {
                     self.drop_shard(cx, shard);
+                } else if placement.names(me) {
+                    // It serves from now on, shed or not: a loss was accepted.
+                    while cx.store.shed(shard, cx.pages.entries).is_ok_and(|shed| shed.more) {}
                 }
             }
         }

@@ -38,7 +38,7 @@
 
 mod walks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gridkv_engine::Millis;
 use gridkv_engine::digest::Digest;
@@ -144,6 +144,8 @@ pub(crate) struct Purge {
     pub(crate) fences: Fences,
     round: Option<Round>,
     rests: BTreeMap<ShardId, Millis>,
+    /// Shards of which copies differ below their floors, because a round broke off: they need one that does not.
+    uneven: BTreeSet<ShardId>,
     at: ShardId,
     look: Millis,
     begun: u64,
@@ -169,6 +171,7 @@ impl Purge {
             fences: Fences::new(&limits),
             round: None,
             rests: BTreeMap::new(),
+            uneven: BTreeSet::new(),
             at: ShardId(0),
             look: 0,
             begun: 0,
@@ -181,20 +184,28 @@ impl Purge {
         self.stats
     }
 
-    /// Looks for a shard with old tombstones, in turn.
+    /// These shards were found to differ below their floors.
+    pub(crate) fn found_uneven(&mut self, shards: BTreeSet<ShardId>) {
+        self.uneven.extend(shards);
+    }
+
+    /// Looks for a shard with old tombstones, or with copies that differ below their floors, in turn.
     fn look(&mut self, cx: &mut Context<'_>) {
         let until = Version { hlc: Hlc::at(cx.now.wall.saturating_sub(self.limits.min_age_ms)), node: 0 };
         self.stats.blocked = 0;
         let (mut first, mut next) = (None, None);
         for shard in cx.view.owned.clone().map(ShardId) {
             let placement = cx.view.map.placement(shard);
-            if !is_orderer(cx.view.me, placement)
-                || cx.store.oldest_tombstone(shard).is_none_or(|oldest| oldest > until)
-            {
+            if !is_orderer(cx.view.me, placement) {
+                self.uneven.remove(&shard);
+                continue;
+            }
+            let has_old = cx.store.oldest_tombstone(shard).is_some_and(|oldest| oldest <= until);
+            if !has_old && !self.uneven.contains(&shard) {
                 continue;
             }
             if !is_whole(cx, placement) {
-                self.stats.blocked += 1;
+                self.stats.blocked += u64::from(has_old);
             } else if self.rests.get(&shard).is_none_or(|rest| *rest <= cx.now.mono) {
                 first = first.or(Some(shard));
                 next = next.or(Some(shard).filter(|shard| *shard > self.at));
@@ -335,6 +346,7 @@ impl Purge {
         self.fences.stop(round.shard, cx.view.me);
         if purged {
             self.stats.purged += 1;
+            self.uneven.remove(&round.shard);
         } else {
             self.stats.failed += 1;
         }

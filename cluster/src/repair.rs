@@ -1,12 +1,16 @@
 //! Anti-entropy: copies that differ become equal, whoever missed what.
 //!
-//! Each pair of serving replicas of a shard compares digests, in turn, once per cycle; the one with the lower number asks.
+//! Each pair of serving replicas of a shard compares digests, in turn, once per cycle; the orderer of the shard asks, or, where it
+//! is not one of the two, the one with the lower number.
 //! Pairs of which something is known to be missing come first: a hint was dropped, a replica was away, the last look found
 //! a difference. A digest that differs is looked at again two seconds later, for writes may be on their way; if it still
 //! differs, both sides exchange what is newer ([`crate::sync`]), and look again until they are equal.
 //!
 //! What it promises: two serving replicas that can reach each other hold the same a cycle and a few seconds after the last
 //! write. It merges, within the floor, and clears nothing.
+//!
+//! A round of purging that raised the floor and broke off may leave something below it on some copies that the others lack, and
+//! refuse. The orderer, which compares its copy with each of the others, says so to [`crate::purge`]: the next round brings it to all.
 //!
 //! **On demand** ([`crate::shards::Shards::repair_now`]) it compares every pair of this node's shards, or of one of them, with
 //! every other serving copy, whichever number is lower, and again until both are equal or a few tries were in vain; a shard
@@ -23,6 +27,8 @@ use gridkv_engine::Millis;
 use gridkv_engine::hash::ShardId;
 
 use crate::ids::NodeNo;
+use crate::map::Placement;
+use crate::purge::is_orderer;
 use crate::shards::Context;
 use crate::sync::{Bucket, Kind, Progress, Session, Shared, SyncStats};
 use crate::wire::Message;
@@ -168,10 +174,17 @@ pub(crate) struct Repair {
     tick: Millis,
     /// Pairs in a cycle.
     pairs: u64,
+    /// Shards of which copies differ below their floors.
+    uneven: BTreeSet<ShardId>,
     bucket: Bucket,
     begun: u64,
     sweep: Sweep,
     stats: RepairStats,
+}
+
+/// Which of two replicas compares in turn: the orderer of the shard, so that it hears of every difference.
+fn asks(placement: &Placement, me: NodeNo, other: NodeNo) -> bool {
+    is_orderer(me, placement) || !is_orderer(other, placement) && me < other
 }
 
 /// The replicas with which this node compares a shard in turn.
@@ -179,7 +192,10 @@ fn partners(cx: &Context<'_>, shard: ShardId) -> impl Iterator<Item = NodeNo> {
     let (me, view) = (cx.view.me, cx.view);
     let placement = view.map.placement(shard);
     let serves = placement.names(me) && !placement.is_filling(me);
-    placement.written().filter(move |&node| serves && me < node && !placement.is_filling(node) && view.is_alive(node))
+    placement
+        .written()
+        .filter(move |&node| node != me && serves && !placement.is_filling(node) && view.is_alive(node))
+        .filter(move |&node| asks(placement, me, node))
 }
 
 /// Whether this node and that one both serve the shard.
@@ -199,6 +215,7 @@ impl Repair {
             next_turn: 0,
             tick: 0,
             pairs: 0,
+            uneven: BTreeSet::new(),
             bucket: Bucket::new(limits.bytes_per_second),
             begun: 0,
             sweep: Sweep::default(),
@@ -372,6 +389,9 @@ impl Repair {
         if swept && ended.session.differences > 0 {
             self.sweep.differed.insert(pair.0);
         }
+        if ended.session.uneven {
+            self.uneven.insert(pair.0);
+        }
         let tries_of_it = if swept { SWEEP_TRIES } else { RECHECKS };
         if again && tries < tries_of_it {
             let due = Due { at: cx.now.mono + (RECHECK_MS << tries), tries: tries + 1 };
@@ -391,6 +411,11 @@ impl Repair {
                 self.go_on(cx);
             }
         }
+    }
+
+    /// Shards of which copies were found to differ below their floors, since the last time.
+    pub(crate) fn take_uneven(&mut self) -> BTreeSet<ShardId> {
+        std::mem::take(&mut self.uneven)
     }
 
     /// When to look again.

@@ -144,7 +144,8 @@ pub(crate) fn serve(
 /// Stores an entry in this node's copy of its shard: a peer's, or one that this core coordinates.
 ///
 /// A tombstone, or what has expired, is taken below the floor, too: it brings nothing back, and a read that found it at another
-/// replica has to get it onto a quorum. The next purge takes it away again.
+/// replica has to get it onto a quorum. The next purge takes it away again. A copy that sheds refuses it until it is through: what
+/// is not above that floor goes, whatever the answer was.
 pub(crate) fn store(cx: &mut Context<'_>, entry: Entry<'_>) -> Result<Merged, StoreError> {
     match cx.planted.merge(cx.store, entry, cx.now.wall) {
         Ok(Merged::BelowFloor) if entry.tombstone || has_expired(&entry, cx.now.wall) => {

@@ -137,7 +137,7 @@ pub enum Operation<'a> {
         keys: &'a [(KeyHash, &'a [u8])],
         /// Bytes of the command, which the driver holds meanwhile.
         payload: usize,
-        /// From how many replicas: never from fewer than a quorum if the command's outcome depends on what is found.
+        /// From how many replicas: [`Level::ordered`] if the command's outcome depends on what is found.
         level: Level,
         /// When it ends at the latest: a command is several operations, which share its time.
         deadline: Millis,
@@ -311,13 +311,13 @@ impl Shards {
             Operation::Read { key: (hash, key), level } => self.coordinator.read(cx, token, hash, key, level),
             Operation::Delete { key: (hash, key), level } => self.coordinator.delete(cx, token, hash, key, level),
             Operation::Prepare { keys, payload, level, deadline } => {
-                self.coordinator.prepare(cx, token, (keys, payload), level, deadline);
+                self.coordinator.prepare(cx, token, keys, payload, level, deadline);
             }
             Operation::Commit { changes, level, ordered, deadline } => {
-                self.coordinator.commit(cx, token, changes, (level, ordered), deadline);
+                self.coordinator.commit(cx, token, changes, level, ordered, deadline);
             }
             Operation::Forward { hash, request, to, deadline } => {
-                self.coordinator.forward(cx, token, (hash, request), to, deadline);
+                self.coordinator.forward(cx, token, hash, request, to, deadline);
             }
         }
     }
@@ -414,8 +414,9 @@ impl Shards {
         self.view.me = me;
         store.set_node(me.0);
         let cx = &mut lend!(self, now, store, out);
-        self.coordinator.on_map(cx);
+        // What a copy gives up goes before an operation that begins anew meets it.
         self.fill.on_map(cx);
+        self.coordinator.on_map(cx);
         self.repair.on_map(cx);
         self.purge.on_change(cx);
     }
@@ -482,6 +483,7 @@ impl Shards {
         self.coordinator.on_deadline(cx);
         self.fill.on_deadline(cx);
         self.repair.on_deadline(cx);
+        self.purge.found_uneven(self.repair.take_uneven());
         self.purge.on_deadline(cx);
         cx.deliver_hints();
     }

@@ -117,11 +117,21 @@ pub trait Backend {
     /// Bytes of memory in use, allocation rounding included. Called for each write: must be cheap.
     fn memory_bytes(&self) -> usize;
 
-    /// Drops all entries of a shard. Their memory may be given back later, by [`Backend::reclaim`].
+    /// Drops all entries of a shard: from now on none is found. Their memory may be given back later, by [`Backend::reclaim`], and
+    /// should be where there may be many: the core does nothing else meanwhile.
     ///
     /// # Errors
     /// As [`Backend::put`].
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError>;
+
+    /// Drops the entries of all shards, if there is a cheaper way than [`Backend::clear`] for each; whether there is. If not nothing
+    /// is changed.
+    ///
+    /// # Errors
+    /// As [`Backend::put`].
+    fn clear_all(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
 
     /// Gives back memory of about that many entries that are gone already; whether there is more.
     fn reclaim(&mut self, _entries: usize) -> bool {
@@ -231,6 +241,10 @@ impl Backend for Chosen {
         either!(self, backend => backend.clear(shard))
     }
 
+    fn clear_all(&mut self) -> Result<bool, BackendError> {
+        either!(self, backend => backend.clear_all())
+    }
+
     fn reclaim(&mut self, entries: usize) -> bool {
         either!(self, backend => backend.reclaim(entries))
     }
@@ -333,6 +347,21 @@ impl InMemory {
     #[inline]
     pub(crate) fn overwrite(&mut self, hash: KeyHash, key: &[u8], value: &[u8], version: Version) -> Option<Version> {
         self.table(hash).overwrite(hash, key, value, version)
+    }
+
+    /// Begins to free what is taken out of the table that has a hash; until then it counts as memory in use.
+    fn drop_of(&mut self, hash: KeyHash, take: impl FnOnce(&mut Table) -> Table) {
+        let table = self.table(hash);
+        let before = table.memory_bytes();
+        let mut old = vec![take(table)];
+        if table.len() == 0 {
+            // A directory without entries, and what else emptying leaves behind.
+            old.push(table.take());
+        }
+        old.retain(|old| old.memory_bytes() > 0);
+        let after = table.memory_bytes() + old.iter().map(Table::memory_bytes).sum::<usize>();
+        self.tables_bytes = self.tables_bytes + after - before;
+        self.dropping.append(&mut old);
     }
 
     #[inline]
@@ -459,21 +488,18 @@ impl Backend for InMemory {
     }
 
     fn clear(&mut self, shard: ShardId) -> Result<(), BackendError> {
-        if self.bits == 0 {
-            let mut keys = Vec::new();
-            self.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| keys.push((hash, entry.key.to_vec())));
-            for (hash, key) in keys {
-                self.remove(shard, hash, &key)?;
-            }
-            return Ok(());
-        }
-        let table = self.table(self.keyspace.first_hash(shard));
-        let before = table.memory_bytes();
-        let old = table.take();
-        let after = table.memory_bytes() + old.memory_bytes();
-        self.tables_bytes = self.tables_bytes + after - before;
-        self.dropping.push(old);
+        let (first, bits) = (self.keyspace.first_hash(shard), self.keyspace.shards.bits());
+        let whole = self.bits > 0;
+        self.drop_of(first, |table| if whole { table.take() } else { table.take_range(first, bits) });
         Ok(())
+    }
+
+    fn clear_all(&mut self) -> Result<bool, BackendError> {
+        if self.bits > 0 {
+            return Ok(false);
+        }
+        self.drop_of(KeyHash(0), Table::take);
+        Ok(true)
     }
 
     fn reclaim(&mut self, entries: usize) -> bool {
@@ -494,5 +520,86 @@ impl Backend for InMemory {
             }
         }
         !self.dropping.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::ShardCount;
+
+    const SLICE: usize = 100;
+    /// A slice ends with a segment, which has 448 records at most.
+    const MOST: usize = SLICE + 448;
+
+    /// A core with that many entries of one tag and as many of none, all of one size.
+    fn filled(name: &str, shards: u16, each: usize) -> (InMemory, Keyspace, ShardId, usize) {
+        let space = Keyspace { shards: ShardCount::new(shards.into()).unwrap(), ..Keyspace::default() };
+        let config = BackendConfig { keyspace: space, owned: 0..shards };
+        let mut tables = Registry::default().make(name, &config).unwrap().take_in_memory().unwrap();
+        for n in 0..each {
+            for key in [format!("{{tag}}{n:06}"), format!("free:{n:06}")] {
+                let hash = space.locate(key.as_bytes());
+                tables.put(space.shard(hash), hash, key.as_bytes(), &[b'v'; 32], Meta::default()).unwrap();
+            }
+        }
+        let size = tables.records_bytes / (2 * each);
+        (tables, space, space.shard(space.locate(b"{tag}")), size)
+    }
+
+    fn in_shard(tables: &mut InMemory, shard: ShardId) -> usize {
+        let mut count = 0;
+        tables.visit(shard, KeyHash(0), usize::MAX, &mut |_, _| count += 1);
+        count
+    }
+
+    /// Frees all that is gone; how many records the slices freed.
+    fn slices(tables: &mut InMemory, record: usize) -> Vec<usize> {
+        let mut slices = Vec::new();
+        loop {
+            let before = tables.records_bytes;
+            let more = tables.reclaim(SLICE);
+            slices.push((before - tables.records_bytes) / record);
+            if !more {
+                return slices;
+            }
+        }
+    }
+
+    #[test]
+    fn clearing_frees_no_record_and_reclaiming_a_slice_of_them() {
+        // Few shards have segments of their own also in a table of all; of many shards some share one.
+        let (few, many) = if cfg!(miri) { (600, 300) } else { (20_000, 2000) };
+        for (name, shards, each) in
+            ["memory", DEFAULT_BACKEND].into_iter().flat_map(|name| [(name, 32, few), (name, 1024, many)])
+        {
+            // One shard of many entries, beside others.
+            let (mut tables, space, shard, record) = filled(name, shards, each);
+            let (records, table_bytes, held) =
+                (tables.records_bytes, tables.tables_bytes, in_shard(&mut tables, shard));
+            tables.clear(shard).unwrap();
+            assert_eq!((in_shard(&mut tables, shard), tables.len()), (0, 2 * each - held), "{name}: gone at once");
+            assert_eq!(tables.records_bytes, records, "{name}: and freed later");
+            let freed = slices(&mut tables, record);
+            assert!(freed.iter().all(|records| *records <= MOST), "{name}: {freed:?}");
+            assert_eq!(freed.iter().sum::<usize>(), held, "{name}");
+            assert!(
+                each < few || tables.tables_bytes < table_bytes * 3 / 4,
+                "{name}: {} of {table_bytes}",
+                tables.tables_bytes
+            );
+
+            // Everything. Where there is no cheaper way the store clears shard by shard.
+            tables.put(shard, space.first_hash(shard), b"{tag}", b"", Meta::default()).unwrap();
+            let (records, held) = (tables.records_bytes, tables.len());
+            if !tables.clear_all().unwrap() {
+                (0..shards).for_each(|shard| tables.clear(ShardId(shard)).unwrap());
+            }
+            assert_eq!((tables.len(), tables.records_bytes), (0, records), "{name}");
+            let freed = slices(&mut tables, record);
+            assert!(freed.iter().all(|records| *records <= MOST), "{name}: {freed:?}");
+            assert!(freed.len() > held / MOST, "{name}: {} slices", freed.len());
+            assert_eq!((tables.records_bytes, tables.tables_bytes), (0, 0), "{name}");
+        }
     }
 }

@@ -35,15 +35,13 @@ use crate::hlc::{Clock, TooFarAhead, Version};
 use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta};
 use crate::table::{Look, Table};
 
-/// Entries that are looked at at once when a part of a shard is shed.
-const SHED_AT_ONCE: usize = 1024;
 /// Entries freed before a write that finds memory full looks again.
 const RECLAIMED_AT_ONCE: usize = 512;
 /// Neighbours of a random position among which [`Store::random`] chooses.
 const RANDOM_WINDOW: u64 = 64;
 
-/// Entries made elsewhere are taken until the memory limit is passed by this part of it.
-const COPY_HEADROOM: u64 = 16;
+/// Entries made elsewhere, and longer names, are taken until the memory limit is passed by this part of it.
+const HEADROOM: u64 = 16;
 
 /// What a store is made with.
 #[derive(Clone, Debug)]
@@ -143,6 +141,17 @@ pub struct Purged {
     pub next: Option<KeyHash>,
 }
 
+/// What a slice of [`Store::shed`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shed {
+    /// Entries looked at.
+    pub looked: usize,
+    /// Entries that are forgotten.
+    pub forgotten: usize,
+    /// Whether there is more to look at.
+    pub more: bool,
+}
+
 /// What a slice of [`Store::digest_until`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digested {
@@ -187,10 +196,20 @@ struct Shard {
     log: ChangeLog,
     graves: Graves,
     floor: Version,
+    /// The shedding under way: from where on what is not above which version is still to be forgotten.
+    shedding: Option<(KeyHash, Version)>,
     /// Entries taken that were not above the floor of their time.
     below_floor: u64,
     /// No entry of the shard expires before this; the sweep skips the shard until then.
     next_expiry: Millis,
+}
+
+impl Shard {
+    /// While the shard sheds: entries that are not above this one are about to go, or have gone.
+    #[inline]
+    fn condemned(&self) -> Version {
+        self.shedding.map_or(Version::ZERO, |(_, floor)| floor)
+    }
 }
 
 /// The tombstones of a shard.
@@ -289,6 +308,7 @@ impl Store {
             log: ChangeLog::new(log),
             graves: Graves::default(),
             floor: Version::default(),
+            shedding: None,
             below_floor: 0,
             next_expiry: Millis::MAX,
         };
@@ -520,7 +540,12 @@ impl Store {
     /// [`StoreError::OutOfMemory`]; counted.
     #[inline]
     pub fn admit(&mut self) -> Result<(), StoreError> {
-        if self.is_full() {
+        self.admit_within(self.config.max_memory)
+    }
+
+    #[inline]
+    fn admit_within(&mut self, limit: u64) -> Result<(), StoreError> {
+        if self.is_over(limit) && !self.make_room(limit) {
             self.stats.refused += 1;
             return Err(StoreError::OutOfMemory);
         }
@@ -530,13 +555,23 @@ impl Store {
     /// As [`Store::admit`] for an entry made elsewhere. Replicas fill unevenly: with the same limit the fullest one would
     /// refuse what the others have taken, and diverge. So these have headroom above it.
     fn admit_copy(&mut self) -> Result<(), StoreError> {
-        let max = self.config.max_memory;
-        let limit = if self.config.keep_tombstones { max.saturating_add(max / COPY_HEADROOM) } else { max };
-        if self.is_over(limit) && !self.make_room(limit) {
-            self.stats.refused += 1;
-            return Err(StoreError::OutOfMemory);
+        let limit = if self.config.keep_tombstones { self.limit_and_headroom() } else { self.config.max_memory };
+        self.admit_within(limit)
+    }
+
+    /// As [`Store::admit`] for a write whose records take `takes` bytes where others give back `gives`: what needs no more than
+    /// before is admitted however full the store is, and growth within the headroom.
+    fn admit_exchange(&mut self, takes: usize, gives: usize) -> Result<(), StoreError> {
+        if takes <= gives || self.config.max_memory == 0 {
+            return Ok(());
         }
-        Ok(())
+        // Zero would be no limit.
+        self.admit_within(self.limit_and_headroom().saturating_sub((takes - gives) as u64).max(1))
+    }
+
+    fn limit_and_headroom(&self) -> u64 {
+        let max = self.config.max_memory;
+        max.saturating_add(max / HEADROOM)
     }
 
     /// The version of a write that happens now and whose data may be stored elsewhere: what [`Store::merge`] takes, here
@@ -687,6 +722,38 @@ impl Store {
         Ok(false)
     }
 
+    /// Gives the live entry under one key another key, whatever was there; value and expiry stay. False when there is none.
+    ///
+    /// A name takes memory, values do not: at the memory limit it goes through unless the new key is so much longer, or the
+    /// tombstone of the old one so large, that the headroom above the limit does not hold it. While it is done the value
+    /// exists up to three times. The new entry is written first: what fails then has changed nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfMemory`], [`StoreError::KeyTooLong`]; nothing is changed. [`StoreError::Backend`]: the old key may
+    /// still be there, beside the new one.
+    ///
+    /// # Panics
+    /// When both keys are the same.
+    pub fn rename(&mut self, from: (KeyHash, &[u8]), to: (KeyHash, &[u8]), now: Millis) -> Result<bool, StoreError> {
+        assert_ne!(from.1, to.1, "callers know that there is nothing to do");
+        self.check(to.1, 0)?;
+        self.settle(now);
+        let Some(entry) = self.peek(from.0, from.1, now) else { return Ok(false) };
+        let (value, expires_at) = (entry.value.to_vec(), entry.expires_at);
+        let mut takes = Entry { key: to.1, ..entry }.footprint();
+        let mut gives = entry.footprint();
+        if self.config.keep_tombstones {
+            takes += grave_bytes(from.1, Meta { tombstone: true, ..Meta::default() }) as usize;
+        }
+        gives += self.raw(to.0, to.1).map_or(0, |replaced| replaced.footprint());
+        self.admit_exchange(takes, gives)?;
+        let meta = Meta { version: self.clock.tick(now), expires_at, tombstone: false };
+        self.write(to.0, to.1, &value, meta)?;
+        let shard = self.shard_of(from.0);
+        self.bury(shard, from.0, from.1, now)?;
+        Ok(true)
+    }
+
     /// Applies an entry made elsewhere if it is newer than what is here (last writer wins). Tombstones and expired
     /// entries count like any other. What is absent here and not above the floor is refused.
     ///
@@ -698,7 +765,8 @@ impl Store {
     }
 
     /// As [`Store::merge`] without the floor: for entries that are known not to have been deleted, because their sender
-    /// serves the shard and nobody forgets tombstones meanwhile. It fills a replica that does not serve yet.
+    /// serves the shard and nobody forgets tombstones meanwhile. It fills a replica that does not serve yet. While the shard
+    /// sheds, what is condemned is refused here too ([`Merged::BelowFloor`]): it would be forgotten again.
     ///
     /// # Errors
     /// As [`Store::merge`].
@@ -713,8 +781,12 @@ impl Store {
         let hash = self.locate(entry.key);
         let shard = self.shard_of(hash);
         let raised = self.tombstone_floor(shard);
-        let floor = if floored { raised } else { Version::ZERO };
+        // What would go with what is condemned is not taken by anybody: who has sent it would take it for kept.
+        let condemned = self.state(shard).condemned();
+        let floor = if floored { raised } else { condemned };
         match self.backend.get(shard, hash, entry.key) {
+            // What is about to be shed counts as absent, so that it does not matter how far the shedding has come.
+            Some(known) if entry.version <= floor && known.version <= condemned => return Ok(Merged::BelowFloor),
             Some(known) if known.version >= entry.version => return Ok(Merged::Stale),
             // A tombstone that may be forgotten counts as absent, so that it does not matter how far the purge has come.
             Some(known) if entry.version <= floor && is_purged(&known, floor) => return Ok(Merged::BelowFloor),
@@ -890,29 +962,49 @@ impl Store {
         }
     }
 
-    /// Raises the floor of a shard to there, and forgets all of it that is not above the floor, as if it had never been here. For
-    /// what may have been deleted elsewhere, and the tombstone purged. In one go, however much it is.
+    /// Raises the floor of a shard to there, and begins to forget all of it that is not above the floor, as if it had never been
+    /// here. For what may have been deleted elsewhere, and the tombstone purged. [`Store::shed`] does it, in slices; until it
+    /// is through, [`Store::merge`] and [`Store::fill`] take what is still to go for absent and refuse all that is not above the
+    /// floor, but reads and digests find it.
+    pub fn shed_below(&mut self, shard: ShardId, floor: Version) {
+        self.raise_floor(shard, floor);
+        let first = self.config.keyspace.first_hash(shard);
+        let state = self.shard(shard);
+        // What is left of an earlier one is not above its floor.
+        let left = state.shedding.map_or(Version::ZERO, |(_, left)| left);
+        state.shedding = Some((first, floor.max(left)));
+    }
+
+    /// Forgets what [`Store::shed_below`] has condemned: a slice that looks at `budget` entries (and those that share the last
+    /// one's hash). Reads and writes may come between slices.
     ///
     /// # Errors
-    /// [`StoreError::Backend`]. It can be repeated.
-    pub fn shed_below(&mut self, shard: ShardId, floor: Version) -> Result<(), StoreError> {
+    /// [`StoreError::Backend`]. The slice can be repeated.
+    pub fn shed(&mut self, shard: ShardId, budget: usize) -> Result<Shed, StoreError> {
+        let mut shed = Shed::default();
+        let Some((from, floor)) = self.state(shard).shedding else { return Ok(shed) };
         self.reads.doomed = None;
-        self.raise_floor(shard, floor);
-        let mut next = Some(self.config.keyspace.first_hash(shard));
-        let mut shed: Vec<(KeyHash, Vec<u8>)> = Vec::new();
-        while let Some(from) = next {
-            next = self.backend.visit(shard, from, SHED_AT_ONCE, &mut |hash, entry| {
-                if entry.version <= floor {
-                    shed.push((hash, entry.key.to_vec()));
-                }
-            });
-            for (hash, key) in shed.drain(..) {
-                if let Some(old) = self.backend.remove(shard, hash, &key)? {
-                    self.forget(shard, hash, &key, old.meta);
-                }
+        let mut condemned: Vec<(KeyHash, Vec<u8>)> = Vec::new();
+        let next = self.backend.visit(shard, from, budget.max(1), &mut |hash, entry| {
+            shed.looked += 1;
+            if entry.version <= floor {
+                condemned.push((hash, entry.key.to_vec()));
+            }
+        });
+        for (hash, key) in condemned {
+            if let Some(old) = self.backend.remove(shard, hash, &key)? {
+                self.forget(shard, hash, &key, old.meta);
+                shed.forgotten += 1;
             }
         }
-        Ok(())
+        self.shard(shard).shedding = next.map(|next| (next, floor));
+        shed.more = next.is_some();
+        Ok(shed)
+    }
+
+    /// Whether [`Store::shed`] is not through with a shard.
+    pub fn is_shedding(&self, shard: ShardId) -> bool {
+        self.state(shard).shedding.is_some()
     }
 
     /// An entry not newer than this that is absent here may have been deleted.
@@ -958,6 +1050,7 @@ impl Store {
         if state.digest.count > 0 || !state.log.is_empty() || state.floor > Version::ZERO {
             self.backend.clear(shard)?;
             let state = self.shard(shard);
+            state.shedding = None;
             (state.live, state.expiring, state.next_expiry) = (0, 0, Millis::MAX);
             (state.digest, state.graves, state.floor) = (Digest::default(), Graves::default(), Version::ZERO);
             let freed = state.log.forget();
@@ -1151,12 +1244,13 @@ impl Store {
 
     /// Deletes everything that can be read. The memory comes back with [`Store::reclaim`].
     ///
-    /// With tombstones kept each key leaves one, as any delete does; otherwise the tables are dropped.
+    /// With tombstones kept each key leaves one, as any delete does, all in this step; otherwise the tables are dropped.
     ///
     /// # Errors
     /// [`StoreError::Backend`].
     pub fn clear(&mut self, now: Millis) -> Result<(), StoreError> {
         self.reads.doomed = None;
+        let all_at_once = !self.config.keep_tombstones && self.backend.clear_all()?;
         for shard in self.config.owned.clone().map(ShardId) {
             if self.config.keep_tombstones {
                 let mut keys = Vec::new();
@@ -1174,12 +1268,14 @@ impl Store {
                 }
                 continue;
             }
-            self.backend.clear(shard)?;
+            if !all_at_once {
+                self.backend.clear(shard)?;
+            }
             let version = self.clock.tick(now);
             let shard = self.shard(shard);
             (shard.digest, shard.graves) = (Digest::default(), Graves::default());
             (shard.live, shard.expiring, shard.next_expiry) = (0, 0, Millis::MAX);
-            shard.floor = version;
+            (shard.floor, shard.shedding) = (version, None);
         }
         self.stats.writes += 1;
         Ok(())
@@ -1407,25 +1503,70 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_back_when_everything_is_deleted() {
-        let mut store = plain();
-        for n in 0..20_000 {
-            store.put(&format!("k{n}"), &"v".repeat(n % 300), if n % 3 == 0 { 1 << 40 } else { 0 }, 1);
-        }
-        store.clear(2).unwrap();
-        assert_eq!(store.len(), 0);
-        let before = store.backend.memory_bytes();
-        assert!(before > 1 << 20, "freed at once, which takes long: {before} left");
-        store.put("k", "v", 0, 3);
-        let mut slices = 0;
-        while store.reclaim(512) {
-            slices += 1;
+    fn a_full_store_renames_and_longer_names_stay_within_the_headroom() {
+        for keep_tombstones in [false, true] {
+            let limit = 1 << 20;
+            let mut store = store(StoreConfig { max_memory: limit, keep_tombstones, ..StoreConfig::default() });
+            let mut held = 0;
+            while store.set(store.locate(name(held).as_bytes()), name(held).as_bytes(), &[b'v'; 1000], 0, 1).is_ok() {
+                held += 1;
+            }
+            fn name(n: u64) -> String {
+                format!("k{n:09}")
+            }
+            let rename = |store: &mut Store, from: &str, to: &str| {
+                let (from, to) = ((store.locate(from.as_bytes()), from), (store.locate(to.as_bytes()), to));
+                store.rename((from.0, from.1.as_bytes()), (to.0, to.1.as_bytes()), 1)
+            };
+            let full = store.memory_bytes();
+            assert_eq!(rename(&mut store, &name(0), "k"), Ok(true));
+            assert_eq!(rename(&mut store, &name(0), "k2"), Ok(false), "it is gone");
+            assert_eq!(rename(&mut store, &name(1), &name(2)), Ok(true), "what is replaced gives room");
+            let (mut at, long) = (3, "x".repeat(10_000));
+            while rename(&mut store, &name(at), &format!("{long}{at}")) == Ok(true) {
+                at += 1;
+            }
+            assert!((5..held).contains(&at), "{at} of {held}: some, not all");
+            let most = (limit + limit / HEADROOM) as usize;
+            assert!(store.memory_bytes() <= most + 8192, "{} above {most}, of {full}", store.memory_bytes());
+            assert!(store.memory_bytes() > most - 20_000, "and it is used");
+            assert_eq!(store.read(&name(at), 1).map(|value| value.len()), Some(1000), "refused, nothing is lost");
+            assert_eq!(store.len(), held - 1);
+            // Far above a limit that has sunk, a name that takes no more goes through.
+            store.set_max_memory(1);
+            let same = name(at).replace('k', "K");
+            let tried = rename(&mut store, &name(at), &same);
+            assert_eq!(tried, if keep_tombstones { Err(StoreError::OutOfMemory) } else { Ok(true) });
+            assert_eq!(store.stats().refused, 2 + u64::from(keep_tombstones));
             store.invariants();
         }
-        assert!(slices > 20, "{slices}");
-        assert!(store.backend.memory_bytes() < 64 << 10, "{}", store.backend.memory_bytes());
-        assert_eq!(store.len(), 1);
-        store.invariants();
+    }
+
+    #[test]
+    fn memory_comes_back_when_everything_is_deleted() {
+        for name in ["memory", crate::backend::DEFAULT_BACKEND] {
+            let config = StoreConfig::default();
+            let backend = Registry::default().make(name, &config.backend()).unwrap();
+            let mut store = Store::new(config, backend);
+            for n in 0..20_000 {
+                store.put(&format!("k{n}"), &"v".repeat(n % 300), if n % 3 == 0 { 1 << 40 } else { 0 }, 1);
+            }
+            store.clear(2).unwrap();
+            assert_eq!(store.len(), 0);
+            store.invariants();
+            let before = store.backend.memory_bytes();
+            assert!(before > 1 << 20, "{name}: freed at once, which takes long: {before} left");
+            store.put("k", "v", 0, 3);
+            let mut slices = 0;
+            while store.reclaim(512) {
+                slices += 1;
+                store.invariants();
+            }
+            assert!(slices > 20, "{name}: {slices}");
+            assert!(store.backend.memory_bytes() < 64 << 10, "{name}: {}", store.backend.memory_bytes());
+            assert_eq!(store.len(), 1);
+            store.invariants();
+        }
     }
 
     #[test]
@@ -1534,11 +1675,68 @@ mod tests {
         }
         let shard = store.keyspace().shard(store.locate(b"{tag}"));
         let floor = Version { hlc: Hlc::new(1999, u16::MAX), node: u16::MAX };
-        store.shed_below(shard, floor).unwrap();
-        assert_eq!((store.digest(shard).count, store.len(), store.tombstones(shard)), (1000, 500, 500));
+        store.shed_below(shard, floor);
+        let mut slices = Vec::new();
+        while store.is_shedding(shard) {
+            // What is still to go is refused as if it had gone, wherever the shedding is.
+            for n in [0, 1, 998, 999, 1997, 1998] {
+                let key = format!("{{tag}}{n}");
+                let late = Version { hlc: Hlc::new(n + 1, 0), node: 2 };
+                let late = Entry { key: key.as_bytes(), value: b"x", version: late, expires_at: 0, tombstone: false };
+                assert_eq!(store.merge(late, 5000), Ok(Merged::BelowFloor), "{n} after {slices:?}");
+            }
+            // So is what is let in below a floor: said to be here, it would go with the rest.
+            for n in [1, 2, 998, 999, 1997, 1998, 5000] {
+                let key = format!("{{tag}}{n}");
+                for version in [Version { hlc: Hlc::new(1, 0), node: 2 }, floor] {
+                    let grave = Entry { key: key.as_bytes(), value: b"", version, expires_at: 0, tombstone: true };
+                    assert_eq!(store.fill(grave, 5000), Ok(Merged::BelowFloor), "{n} after {slices:?}");
+                }
+            }
+            // What hides it and stays makes it superfluous.
+            let grave = Entry { key: b"{tag}2500", value: b"", version: floor, expires_at: 0, tombstone: true };
+            assert_eq!(store.fill(grave, 5000), Ok(Merged::Stale));
+            // What is above counts, also on what is still to go.
+            let newer = Version { hlc: Hlc::new(4000 + slices.len() as u64, 0), node: 2 };
+            let newer = Entry { key: b"{tag}7", value: b"new", version: newer, expires_at: 0, tombstone: false };
+            assert_eq!(store.merge(newer, 5000), Ok(Merged::Applied));
+            let shed = store.shed(shard, 100).unwrap();
+            assert_eq!(shed.more, store.is_shedding(shard));
+            slices.push((shed.looked, shed.forgotten));
+            store.invariants();
+        }
+        assert!(slices.iter().all(|(looked, _)| *looked <= 100) && slices.len() >= 30, "{slices:?}");
+        assert_eq!(slices.iter().map(|(_, forgotten)| forgotten).sum::<usize>(), 1999, "{slices:?}");
+        assert_eq!(store.shed(shard, 100), Ok(Shed::default()), "it is through");
+        let grave = Entry { key: b"{tag}7", value: b"", version: floor, expires_at: 0, tombstone: true };
+        assert_eq!(store.fill(grave, 5000), Ok(Merged::Stale), "the new one is above");
+        let hash = store.locate(b"{tag}7");
+        assert!(store.exists(hash, b"{tag}7", 5000));
+        assert_eq!((store.digest(shard).count, store.len(), store.tombstones(shard)), (1001, 501, 500));
         assert_eq!((store.tombstone_floor(shard), store.stats().expired), (floor, 0));
         let hash = store.locate(b"{tag}2001");
         assert!(store.exists(hash, b"{tag}2001", 5000) && !store.exists(hash, b"{tag}1999", 5000));
+        store.invariants();
+    }
+
+    #[test]
+    fn a_shedding_that_is_overtaken_by_a_higher_floor_or_a_drop_leaves_nothing_behind() {
+        let mut store = store(StoreConfig { keep_tombstones: true, ..StoreConfig::default() });
+        let fill = |store: &mut Store| (1..=1000).for_each(|n| store.put(&format!("{{tag}}{n}"), "v", 0, n));
+        let at = |ms| Version { hlc: Hlc::new(ms, u16::MAX), node: u16::MAX };
+        fill(&mut store);
+        let shard = store.keyspace().shard(store.locate(b"{tag}"));
+        store.shed_below(shard, at(500));
+        store.shed(shard, 300).unwrap();
+        store.shed_below(shard, at(700));
+        while store.shed(shard, 300).unwrap().more {}
+        assert_eq!((store.len(), store.tombstone_floor(shard)), (300, at(700)));
+        store.shed_below(shard, at(800));
+        store.drop_shard(shard, 0).unwrap();
+        assert!(!store.is_shedding(shard));
+        store.put("{tag}", "new", 0, 6000);
+        store.shed(shard, 300).unwrap();
+        assert_eq!(store.len(), 1);
         store.invariants();
     }
 

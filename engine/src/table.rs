@@ -15,8 +15,13 @@
 //! ```
 //!
 //! **Growth has no long pause.** A full segment is split in two: 448 records are looked at, after a prefetch of all of
-//! them. Only the directory is ever copied whole, and it has one entry per several hundred records. The first segment
-//! starts with 4 buckets and doubles, so that an empty node is small.
+//! them. Only the directory is ever copied whole, and where hashes are spread it has one entry per several hundred records.
+//! The first segment starts with 4 buckets and doubles, so that an empty node is small.
+//!
+//! **Hash tags in a table of all shards** are the exception: when most keys are in one shard, the directory is as fine everywhere
+//! as that shard needs it, with as many times more entries as there are shards, 16 bytes each. 200 000 keys of one tag take 8 MB
+//! of it with 256 shards, 100 000 with 2048 take 33 MB, and each doubling copies it in one step. Up to 2048 shards it may
+//! become so large; with more, most of such keys go to the list below. Tables of one shard know nothing of this.
 //!
 //! **Order.** Segments cover ranges of hash space, so walking the directory and sorting inside a segment walks the table in
 //! hash order. A position in hash space is therefore a cursor that growth does not disturb ([`Table::visit`]).
@@ -24,7 +29,7 @@
 //! Invariants: an entry lies in its home bucket or one of the next [`PROBES`]` - 1`, around the segment; `spilled` of a
 //! bucket is exactly the number of entries whose probe passed it; tag 0 means an empty slot. Entries that no split could
 //! separate (equal hashes in bulk, from somebody who knows the seed) go to a list, so that nobody can make the directory
-//! explode. Segments never merge; [`Table::clear`] gives everything back.
+//! explode. Segments never merge; [`Table::take`] and [`Table::take_range`] give back everything of all hashes, or of a range.
 //!
 //! References: Fagin et al., "Extendible Hashing" (1979); Folly's F14 for the spill count.
 
@@ -42,8 +47,14 @@ const BUCKETS: usize = 64;
 const FIRST_BUCKETS: usize = 4;
 /// Buckets that an entry may lie in.
 const PROBES: usize = 3;
+/// No place in the list of segments.
+const NOWHERE: u32 = u32::MAX;
 /// The directory doubles only while it has at most this many entries per segment; see the file's head.
 const DIRECTORY_PER_SEGMENT: usize = 64;
+/// Of a table that holds several shards it may have more, twice for each bit of the shard's up to so many: hash tags may put most
+/// entries into one shard, whose part of the directory is the smaller the more shards there are. Six are enough for 2048 shards;
+/// each one more would double what somebody who chooses the keys can make of the directory.
+const SHARED_BITS: u32 = 6;
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -120,8 +131,11 @@ fn shift(skip: u32, depth: u32) -> u32 {
 #[derive(Debug)]
 struct Segment {
     start: NonNull<Bucket>,
-    len: u32,
-    /// Bits of the hash, behind the table's, that all its entries share.
+    /// Buckets; none when the place is vacant.
+    len: u16,
+    /// Records in them.
+    records: u16,
+    /// Bits of the hash, behind the table's, that all its entries share. Of a vacant place: the next vacant one.
     depth: u32,
 }
 
@@ -132,7 +146,7 @@ impl Segment {
     fn new(buckets: usize, depth: u32) -> Segment {
         let run: Box<[Bucket]> = (0..buckets).map(|_| Bucket::default()).collect();
         let start = NonNull::from(Box::leak(run)).cast();
-        Segment { start, len: buckets as u32, depth }
+        Segment { start, len: buckets as u16, records: 0, depth }
     }
 
     #[inline]
@@ -163,6 +177,7 @@ impl Segment {
             for passed in 0..probe {
                 buckets[(home + passed) & mask].meta += 1 << 56;
             }
+            self.records += 1;
             return Ok(());
         }
         Err(record)
@@ -175,6 +190,7 @@ impl Segment {
     /// Takes all records out, prefetched, for a rebuild.
     fn drain(&mut self) -> Vec<Record> {
         self.records().for_each(Record::prefetch);
+        self.records = 0;
         self.buckets_mut().iter_mut().flat_map(|bucket| std::mem::take(bucket).slots.into_iter().flatten()).collect()
     }
 }
@@ -219,6 +235,8 @@ pub(crate) struct Table {
     keyspace: Keyspace,
     /// Hash bits in front of the directory's: the shard's, or none for a table that holds all shards.
     skip: u32,
+    /// The first vacant place in `segments`.
+    vacant: u32,
     /// Lowest position in hash space that belongs to the table.
     base: KeyHash,
     segments: Vec<Segment>,
@@ -252,6 +270,7 @@ impl Table {
             directory: Vec::new(),
             keyspace,
             skip,
+            vacant: NOWHERE,
             base,
             segments: Vec::new(),
             crowd: Vec::new(),
@@ -400,6 +419,7 @@ impl Table {
             Place::Slot { slot, home, probe, pointer, .. } => {
                 let segment = &mut self.segments[pointer.segment as usize];
                 let mask = segment.mask();
+                segment.records -= 1;
                 let buckets = segment.buckets_mut();
                 for passed in 0..probe {
                     buckets[(home + passed) & mask].meta -= 1 << 56;
@@ -450,7 +470,8 @@ impl Table {
         }
         if depth == self.depth {
             let entries = self.directory.len() * 2;
-            if entries > DIRECTORY_PER_SEGMENT * (self.segments.len() + 1) || self.skip + depth >= 40 {
+            let per_segment = DIRECTORY_PER_SEGMENT << (self.keyspace.shards.bits() - self.skip).min(SHARED_BITS);
+            if entries > per_segment * (self.segments.len() + 1) || self.skip + depth >= 40 {
                 return false;
             }
             self.directory = self.directory.iter().flat_map(|&pointer| [pointer, pointer]).collect();
@@ -461,9 +482,7 @@ impl Table {
         let mut records = self.segments[index as usize].drain();
         records.append(&mut self.crowd);
         self.segments[index as usize] = Segment::new(BUCKETS, depth + 1);
-        let sibling = self.segments.len() as u32;
-        self.segments.push(Segment::new(BUCKETS, depth + 1));
-        self.buckets += BUCKETS;
+        let sibling = self.place(Segment::new(BUCKETS, depth + 1));
         // The upper half of the entries that led to the segment lead to its sibling from now on.
         let middle = range.start + range.len() / 2;
         self.directory[middle..range.end].iter_mut().for_each(|pointer| pointer.segment = sibling);
@@ -471,6 +490,19 @@ impl Table {
         self.point(middle..range.end);
         self.replant(records);
         true
+    }
+
+    /// Adds a segment; where it is.
+    fn place(&mut self, segment: Segment) -> u32 {
+        self.buckets += usize::from(segment.len);
+        if self.vacant == NOWHERE {
+            self.segments.push(segment);
+            return self.segments.len() as u32 - 1;
+        }
+        let place = self.vacant;
+        self.vacant = self.segments[place as usize].depth;
+        self.segments[place as usize] = segment;
+        place
     }
 
     /// The directory's entries that lead to the segment of `hash`: neighbours, starting at a multiple of their number.
@@ -487,7 +519,7 @@ impl Table {
         for pointer in &mut self.directory[entries] {
             let segment = &self.segments[pointer.segment as usize];
             pointer.buckets = segment.start;
-            pointer.mask = segment.len - 1;
+            pointer.mask = u32::from(segment.len) - 1;
         }
     }
 
@@ -551,12 +583,54 @@ impl Table {
         old
     }
 
+    /// Takes out the entries whose hashes share the first `bits` bits with `first`, which are more than the table's own, and gives them
+    /// back, to be freed by [`Table::dismantle`]. Segments that hold nothing else are taken as they are, without a look at
+    /// their records; at most one is shared with other hashes, and its records are sorted out, as are those that no split could separate.
+    pub(crate) fn take_range(&mut self, first: KeyHash, bits: u32) -> Table {
+        let mut old = Table::new(self.keyspace, self.skip, self.base);
+        let Some(pointer) = self.directory.get(self.directory_index(first)) else { return old };
+        let (keyspace, depth) = (self.keyspace, bits - self.skip);
+        let hashes = first..=KeyHash(first.0 | u64::MAX.checked_shr(bits).unwrap_or(0));
+        let is_inside = |record: &mut Record| hashes.contains(&keyspace.locate(record.key()));
+        old.crowd.extend(self.crowd.extract_if(.., is_inside));
+        if self.segments[pointer.segment as usize].depth < depth {
+            let mut records = self.segments[pointer.segment as usize].drain();
+            old.crowd.extend(records.extract_if(.., is_inside));
+            self.replant(records);
+            self.len -= old.crowd.len();
+            return old;
+        }
+        self.len -= old.crowd.len();
+        let span = 1 << (self.depth - depth);
+        let start = self.directory_index(first) & !(span - 1);
+        let mut moved = NOWHERE;
+        for entry in start..start + span {
+            let place = self.directory[entry].segment;
+            if place == moved {
+                continue;
+            }
+            moved = place;
+            let vacated = Segment::new(0, self.vacant);
+            self.vacant = place;
+            let segment = std::mem::replace(&mut self.segments[place as usize], vacated);
+            self.len -= usize::from(segment.records);
+            self.buckets -= usize::from(segment.len);
+            old.buckets += usize::from(segment.len);
+            old.segments.push(segment);
+        }
+        let fresh = self.place(Segment::new(FIRST_BUCKETS, depth));
+        self.directory[start..start + span].iter_mut().for_each(|pointer| pointer.segment = fresh);
+        self.point(start..start + span);
+        old
+    }
+
     /// Frees a part of what [`Table::take`] gave back, at most a segment: the number and the bytes of its records. `None` when
     /// nothing is left.
     pub(crate) fn dismantle(&mut self) -> Option<(usize, usize)> {
         let Some(segment) = self.segments.pop() else {
-            let crowd = std::mem::take(&mut self.crowd);
-            return (!crowd.is_empty()).then(|| (crowd.len(), crowd.iter().map(Record::footprint).sum()));
+            let crowd = self.crowd.drain(self.crowd.len().saturating_sub(BUCKETS * SLOTS)..);
+            return (crowd.len() > 0)
+                .then(|| crowd.fold((0, 0), |(n, bytes), record| (n + 1, bytes + record.footprint())));
         };
         self.buckets -= segment.len as usize;
         segment.records().for_each(Record::prefetch);
@@ -586,7 +660,8 @@ mod tests {
         fn invariants(&self) {
             let mut seen = self.crowd.len();
             assert!(self.directory.is_empty() || self.directory.len() == 1 << self.depth);
-            for (index, segment) in self.segments.iter().enumerate() {
+            for (index, segment) in self.segments.iter().enumerate().filter(|(_, segment)| segment.len > 0) {
+                assert_eq!(usize::from(segment.records), segment.records().count());
                 let entries = || self.directory.iter().enumerate().filter(|(_, p)| p.segment == index as u32);
                 let range = entries().next().unwrap().0..entries().next_back().unwrap().0 + 1;
                 assert_eq!((range.len(), entries().count()), (1 << (self.depth - segment.depth), range.len()));
@@ -622,6 +697,8 @@ mod tests {
         Put(u16, u8),
         Remove(u16),
         Get(u16),
+        /// Takes out the hashes that share so many bits with that key's.
+        Take(u16, u32),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -630,7 +707,8 @@ mod tests {
             prop_oneof![
                 4 => (key.clone(), any::<u8>()).prop_map(|(k, v)| Step::Put(k, v)),
                 2 => key.clone().prop_map(Step::Remove),
-                1 => key.prop_map(Step::Get),
+                1 => key.clone().prop_map(Step::Get),
+                1 => (key, 2..12u32).prop_map(|(k, bits)| Step::Take(k, bits)),
             ],
             1..3000,
         )
@@ -659,6 +737,16 @@ mod tests {
                         let key = k.to_le_bytes();
                         let removed = table.remove(space.locate(&key), &key);
                         prop_assert_eq!(removed.is_some(), model.remove(&k).is_some());
+                    }
+                    Step::Take(k, bits) => {
+                        let first = KeyHash(space.locate(&k.to_le_bytes()).0 & !(u64::MAX >> bits));
+                        let is_taken = |k: &u16| space.locate(&k.to_le_bytes()).0 >> (64 - bits) == first.0 >> (64 - bits);
+                        let taken = model.keys().filter(|k| is_taken(k)).count();
+                        model.retain(|k, _| !is_taken(k));
+                        let mut old = table.take_range(first, bits);
+                        let freed: usize = std::iter::from_fn(|| old.dismantle()).map(|(records, _)| records).sum();
+                        prop_assert_eq!((freed, old.buckets), (taken, 0));
+                        table.invariants();
                     }
                     Step::Get(k) => {
                         let key = k.to_le_bytes();
@@ -716,6 +804,25 @@ mod tests {
         let per_entry = table.memory_bytes() / table.len();
         assert!(per_entry < 24, "{per_entry} bytes of table per entry");
         assert!(table.crowd.len() < 10);
+    }
+
+    /// Hash tags put most entries of a table of all shards into one of them: with up to 2048 shards they are found through the
+    /// directory all the same, for what it takes.
+    #[test]
+    #[cfg_attr(miri, ignore)]
+    fn a_shard_that_has_most_entries_is_no_list() {
+        for (bits, most) in [(5, 23), (8, 54), (10, 159), (11, 299)] {
+            let space = Keyspace { shards: crate::hash::ShardCount::new(1 << bits).unwrap(), ..Keyspace::default() };
+            let mut table = Table::new(space, 0, KeyHash(0));
+            for n in 0..30_000u32 {
+                let key = [b"{tag}", &n.to_le_bytes()[..]].concat();
+                table.insert(space.locate(&key), record(&key, b""));
+            }
+            table.invariants();
+            assert!(table.crowd.len() < 10, "{} of {} shards", table.crowd.len(), 1 << bits);
+            let per_entry = table.memory_bytes() / table.len();
+            assert!(per_entry <= most, "{per_entry} bytes of table per entry with {} shards", 1 << bits);
+        }
     }
 
     /// Keys that share everything but the key cannot make the directory explode.

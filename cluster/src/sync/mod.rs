@@ -14,6 +14,9 @@
 //! What entries it takes depends on who asks (`Kind`): a replica that is filled takes what its sources hold, a repair
 //! keeps to the floor ([`gridkv_engine::store::Store::merge`]).
 //!
+//! A fill sheds what is below the floor of its source before anything else, in slices. How far that has come the store knows, not
+//! the conversation: whichever comes next goes on with it, and none asks for data, or is done, before it is through.
+//!
 //! How fast it may move data, and that filling gives way to other work: `bucket`.
 //!
 //! Not here: with whom and when ([`crate::fill`], [`crate::repair`], [`crate::purge`]).
@@ -153,6 +156,8 @@ pub(crate) struct Session {
     pub(crate) differences: u64,
     /// What other sources had brought was given up: they have to be asked again.
     pub(crate) shed: bool,
+    /// One side holds something that the other refuses, absent there and below its floor: only a round of purging makes them equal.
+    pub(crate) uneven: bool,
 }
 
 impl Session {
@@ -180,6 +185,7 @@ impl Session {
             waits: false,
             differences: 0,
             shed: false,
+            uneven: false,
         }
     }
 
@@ -216,6 +222,13 @@ impl Session {
             self.waits = self.pushes.len() >= cx.pages.window;
             if self.asked.is_some() || self.pause > cx.now.mono {
                 return Progress::Going;
+            }
+            if self.kind == Kind::Fill && cx.store.is_shedding(self.shard) {
+                match self.shed_slice(cx) {
+                    Ok(true) => return Progress::Going,
+                    Ok(false) => {}
+                    Err(progress) => return progress,
+                }
             }
             let to = [self.peer];
             if self.step != Step::Digest && self.step != Step::Over && !shared.bucket.ready(cx.now.mono) {
@@ -287,6 +300,7 @@ impl Session {
             // Refused or not: the next look at the digests tells. But not what was pushed because it hides something.
             let refused = matches!(message, Message::Refused(..)) && matches!(self.kind, Kind::Round(_));
             self.differences += u64::from(refused);
+            self.uneven |= matches!(message, Message::Refused(_, Why::BelowFloor));
             return Some(self.go(cx, shared));
         }
         if self.asked.is_none_or(|asked| asked.op != ask.op) {
@@ -361,19 +375,20 @@ impl Session {
             // was out of the set, or as a late write. It may have been deleted, and the tombstone purged. What is above
             // stays: it may have been written in this very epoch, and this copy's answer have counted. What an earlier source
             // of this epoch has brought goes with it, though it serves and holds it: it is asked for it again.
-            let held = cx.store.digest(shard).count;
-            let missed = floor > cx.store.tombstone_floor(shard) && held > 0;
+            let missed = floor > cx.store.tombstone_floor(shard) && cx.store.digest(shard).count > 0;
             if cx.planted.has(Bug::SyncClears) {
                 let _ = cx.store.drop_shard(shard, 0);
             } else if missed {
-                let shed = cx.store.shed_below(shard, floor);
-                self.shed = cx.store.digest(shard).count < held;
-                shed.map_err(|_| Progress::Failed)?;
+                cx.store.shed_below(shard, floor);
             }
             if missed || cx.planted.has(Bug::SyncClears) {
                 self.stream = Some(cx.view.keyspace().first_hash(shard));
             }
             cx.store.raise_floor(shard, floor);
+            if cx.store.is_shedding(shard) {
+                // The digest is asked for once more when that is through.
+                return Ok(());
+            }
         }
         let own = cx.store.digest(shard);
         if own == *digest {
@@ -395,6 +410,17 @@ impl Session {
         }
         self.list(cx, differing(&own, digest));
         Ok(())
+    }
+
+    /// Sheds a part of what is below the floor, the next one not before the next millisecond: clients' operations come between.
+    /// Whether there is more.
+    fn shed_slice(&mut self, cx: &mut Context<'_>) -> Result<bool, Progress> {
+        let shed = cx.store.shed(self.shard, cx.pages.entries);
+        self.shed |= shed.as_ref().map_or(true, |shed| shed.forgotten > 0);
+        let more = shed.map_err(|_| Progress::Failed)?.more;
+        // Behind the last one nothing has to wait.
+        self.pause = cx.now.mono + Millis::from(more);
+        Ok(more)
     }
 
     fn on_refused(&mut self, cx: &mut Context<'_>, shared: &mut Shared<'_>, ask: Ask, why: Why) -> Progress {
@@ -441,7 +467,10 @@ impl Session {
             match taken {
                 Ok(Merged::Applied) => shared.stats.pulled += 1,
                 Ok(Merged::Stale) => {}
-                Ok(Merged::BelowFloor) => shared.stats.below_floor += 1,
+                Ok(Merged::BelowFloor) => {
+                    shared.stats.below_floor += 1;
+                    self.uneven = true;
+                }
                 Err(StoreError::OutOfMemory | StoreError::Clock(_)) if self.kind == Kind::Fill => {
                     // A copy with a hole is none: it asks for the same again, until there is room.
                     shared.stats.full += 1;

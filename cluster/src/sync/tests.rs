@@ -17,6 +17,7 @@ use crate::map::{Change, Map, Transition};
 use crate::outbox::{Outbox, Outcome};
 use crate::planted::{Bug, Planted};
 use crate::quorum::Level;
+use crate::replica::Pages;
 use crate::shards::{Limits, Operation, Shards};
 use crate::wire::Message;
 
@@ -450,6 +451,78 @@ fn what_came_below_the_floor_before_it_was_known_is_shed() {
     assert_eq!((world.raw(4, "late"), world.nodes[&NodeNo(4)].store.len()), (None, 200));
 }
 
+/// It is much, the shard gets another epoch half-way, and again late writes come. Nothing is complete before all of it has gone.
+#[test]
+fn what_is_shed_goes_in_slices_from_one_conversation_to_the_next() {
+    const SLICE: usize = 10;
+    let limits = Limits { pages: Pages { entries: SLICE, ..Pages::default() }, ..Limits::default() };
+    let mut world = World::with(23, three(), limits, Planted::default());
+    world.admit_fourth();
+    for n in 0..200 {
+        world.put(&[1, 2, 3], &format!("{{t}}{n}"), Some(b"v"), world.version(90_000, n));
+    }
+    let floor = world.version(60_000, 0);
+    world.raise_floors(&[1, 2, 3], floor);
+    world.adopt(step_all(&world.map, Transition::Begin { joining: Some(NodeNo(4)), leaving: Some(NodeNo(1)) }));
+    for n in 0..300 {
+        world.put(&[4], &format!("{{t}}late{n}"), Some(b"v"), world.version(80_000, n));
+    }
+    let shard = world.keyspace().shard(world.keyspace().locate(b"{t}"));
+    let held = |world: &World| world.nodes[&NodeNo(4)].store.digest(shard).count as usize;
+    let mut slices = 0;
+    while slices == 0 || world.nodes[&NodeNo(4)].store.is_shedding(shard) {
+        let before = held(&world);
+        world.run(1);
+        // However many turns this core takes in that time.
+        (0..10)
+            .for_each(|_| world.input(NodeNo(4), |node, now, out| node.shards.on_deadline(now, &mut node.store, out)));
+        // One for the answer that tells of the floor, one for the millisecond.
+        assert!(held(&world) + 2 * SLICE >= before, "{before} entries, then {}", held(&world));
+        slices += usize::from(held(&world) < before);
+        if slices == 15 {
+            world.adopt(step_all(&world.map, Transition::First { node: NodeNo(2) }));
+        }
+        if world.nodes[&NodeNo(4)].store.is_shedding(shard) {
+            assert!(world.nodes[&NodeNo(4)].shards.filled().all(|(filled, _)| filled != shard));
+        }
+    }
+    assert!(slices >= 25, "{slices}");
+    world.run(500);
+    assert!(world.all_filled(4));
+    assert_eq!((world.raw(4, "{t}late0"), world.nodes[&NodeNo(4)].store.len()), (None, 200));
+}
+
+/// The map makes the copy serve before that: a loss was accepted. What is left goes in that step, and no read meets it.
+#[test]
+fn who_serves_has_nothing_to_shed() {
+    let limits = Limits { pages: Pages { entries: 10, ..Pages::default() }, ..Limits::default() };
+    let mut world = World::with(31, three(), limits, Planted::default());
+    (0..10).for_each(|n| world.put(&[1, 3], &format!("{{t}}{n}"), Some(b"v"), world.version(50_000, n)));
+    let floor = world.version(60_000, 0);
+    world.raise_floors(&[1, 3], floor);
+    world.restart_second();
+    (0..300).for_each(|n| world.put(&[4], &format!("{{t}}late{n}"), Some(b"v"), world.version(80_000, n)));
+    let shard = world.keyspace().shard(world.keyspace().locate(b"{t}"));
+    while !world.nodes[&NodeNo(4)].store.is_shedding(shard) {
+        world.run(1);
+    }
+    assert!(world.nodes[&NodeNo(4)].store.len() > 100, "most is still to go");
+    // One that is under way begins anew with that map, at this copy among others.
+    let condemned = (0..300).map(|n| format!("{{t}}late{n}")).find(|key| world.holds(4, key).is_some()).unwrap();
+    let hash = world.keyspace().locate(condemned.as_bytes());
+    world.input(NodeNo(4), |node, now, out| {
+        let read = Operation::Read { key: (hash, condemned.as_bytes()), level: Level::Quorum };
+        node.shards.begin(now, &mut node.store, 7, read, out);
+    });
+    world.adopt(step_all(&world.map, Transition::AcceptLoss));
+    assert!(world.map.placement(shard).is_readable(NodeNo(4)));
+    let store = &world.nodes[&NodeNo(4)].store;
+    assert!(!store.is_shedding(shard) && store.is_empty(), "{} keys", store.len());
+    world.run(500);
+    assert!(world.nodes[&NodeNo(4)].store.len() <= 10);
+    assert!(world.done.contains(&(NodeNo(4), 7, Outcome::Found(None))), "{:?}", world.done);
+}
+
 /// A purge round broke off when one replica had raised its floor and the other had not, above writes that only the other has: the
 /// third, which acknowledged them too, was the orderer and is gone.
 #[test]
@@ -689,6 +762,24 @@ fn what_differs_below_a_fence_is_exchanged_by_the_next_round() {
         assert!(world.holds(no, "{t}a").is_some() && world.holds(no, "{t}b").is_some());
     }
     assert_eq!(tombstones(&world), 0);
+}
+
+/// The same without a tombstone that would call for a round: repair says that one is needed, whoever holds what the others lack.
+#[test]
+fn what_differs_below_a_fence_calls_for_a_round_itself() {
+    for holders in [&[1][..], &[2], &[3], &[1, 2], &[2, 3]] {
+        let mut world = World::new(29);
+        (0..64).for_each(|n| world.put(holders, &format!("k{n}"), Some(b"kept"), world.version(90_000, n)));
+        world.raise_floors(&[1, 2, 3], world.version(70_000, 0));
+        world.run(300_000);
+        for no in 1..=3 {
+            assert!((0..64).all(|n| world.holds(no, &format!("k{n}")).is_some()), "{holders:?}, {no}");
+        }
+        let rounds = |world: &World| world.nodes.values().map(|n| n.shards.stats().purge.rounds).sum::<u64>();
+        let before = rounds(&world);
+        world.run(300_000);
+        assert_eq!(rounds(&world), before, "once they are equal no more rounds are begun");
+    }
 }
 
 /// A hint that was kept for long brings a tombstone to one replica after all have purged it. The orderer, which has none, would never

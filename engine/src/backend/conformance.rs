@@ -63,15 +63,31 @@ pub fn run(seed: u64, steps: usize, make: impl FnOnce(&BackendConfig) -> Box<dyn
     }
     run.whole();
     for shard in config.owned.clone().map(ShardId) {
-        backend.clear(shard).expect("clearing succeeds");
-        let next = backend.visit(shard, KeyHash(0), 10, &mut |_, _| panic!("a cleared shard has entries"));
-        assert_eq!(next, None);
+        run.clear(shard);
     }
-    assert!(backend.is_empty(), "cleared shard by shard, nothing is left");
-    assert!(backend.memory_bytes() <= idle.max(1 << 20), "clearing gives memory back");
+    run.whole();
+    assert!(run.backend.is_empty(), "cleared shard by shard, nothing is left");
+    while run.backend.reclaim(100) {}
+    assert!(run.backend.memory_bytes() <= idle.max(1 << 20), "clearing gives memory back");
+    for step in 0..steps.min(1000) {
+        run.step(step);
+    }
+    if run.backend.clear_all().expect("clearing succeeds") {
+        run.model.clear();
+    }
+    run.whole();
+    while run.backend.reclaim(100) {}
+    run.whole();
 }
 
 impl Run<'_> {
+    fn clear(&mut self, shard: ShardId) {
+        self.backend.clear(shard).expect("clearing succeeds");
+        let next = self.backend.visit(shard, KeyHash(0), 10, &mut |_, _| panic!("a cleared shard has entries"));
+        assert_eq!(next, None);
+        self.model.retain(|(hash, _), _| self.keyspace.shard(*hash) != shard);
+    }
+
     /// A key of an owned shard, from a small set so that operations meet.
     fn key(&mut self) -> (ShardId, KeyHash, Vec<u8>) {
         loop {
@@ -130,6 +146,9 @@ impl Run<'_> {
                     self.model.insert((hash, key.clone()), (vec![byte; len], meta));
                 }
             }
+            // Rarely, or there would never be much to clear.
+            7 if self.random.below(100) == 0 => self.clear(shard),
+            8 => _ = self.backend.reclaim(1),
             _ => {}
         }
         let found = self.backend.get(shard, hash, &key).map(owned);

@@ -1,7 +1,8 @@
 //! Whole keys, whatever they hold: delete, look, rename, copy, list, clear; and what OBJECT and MEMORY say about one.
 //!
 //! RENAME and COPY write the target first and take the source away last, so a write that is refused (memory limit, key
-//! too long) has changed nothing. A rename needs room for the value twice for that moment, and is refused when there is none.
+//! too long) has changed nothing. At the memory limit a copy is refused and a rename is not, as in Redis; how long a name may
+//! then become: [`crate::store::Store::rename`].
 //!
 //! Not here: times to live ([`super::expire`]), walking step by step ([`super::scan`]).
 
@@ -94,9 +95,7 @@ fn move_value(ctx: &mut Context<'_>, replace: bool) -> Result<bool, Failure> {
     if !replace && ctx.store.exists(to_hash, to, ctx.now) {
         return Ok(false);
     }
-    copy_value(ctx, (from_hash, from), (to_hash, to))?;
-    ctx.store.delete(from_hash, from, ctx.now)?;
-    Ok(true)
+    ctx.store.rename((from_hash, from), (to_hash, to), ctx.now).map_err(Failure::from)
 }
 
 /// `COPY source destination [DB 0] [REPLACE]`
@@ -342,11 +341,30 @@ mod tests {
         let long = [b"x".repeat(70_000), b"{".to_vec()].concat();
         assert!(console.run_args(&[b"rename", b"k", &long]).starts_with("ERR key is longer"));
         console.store.set_max_memory(1);
-        for command in ["rename k taken", "renamenx k free", "copy k taken replace"] {
-            assert!(console.run(command).starts_with("OOM "), "{command}");
-        }
+        let longer = [b"x".repeat(100), b"{".to_vec()].concat();
+        assert!(console.run_args(&[b"renamenx", b"k", &longer]).starts_with("OOM "));
         assert_eq!(console.run("keys *").matches('"').count(), 4);
         assert_eq!((console.run("get k").as_str(), console.run("get taken").as_str()), ("\"value\"", "\"old\""));
+    }
+
+    #[test]
+    fn at_the_memory_limit_a_rename_goes_through_and_a_copy_does_not() {
+        let mut console = Console::new();
+        console.run("setex k 100 value");
+        console.run("set taken old");
+        console.store.set_max_memory(console.store.memory_bytes() as u64);
+        assert!(console.run("set k more").starts_with("OOM "));
+        assert!(console.run("copy k taken replace").starts_with("OOM "));
+        console.script(
+            r#"
+            renamenx k taken => (integer) 0
+            renamenx k free => (integer) 1
+            rename free taken => OK
+            get taken => "value"
+            ttl taken => (integer) 100
+            keys * => ["taken"]
+            "#,
+        );
     }
 
     #[test]

@@ -202,12 +202,24 @@ pub fn resolve(args: &[&[u8]]) -> Result<&'static Spec, Refusal> {
 
 /// Why a request calls no command: the error text, in Redis's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(Box<str>);
+pub struct Refusal {
+    text: Box<str>,
+    command: Option<CommandId>,
+}
 
 impl Refusal {
     /// The text with its prefix.
     pub fn text(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The command that was called wrongly; `None` when there is none of that name.
+    pub fn command(&self) -> Option<CommandId> {
+        self.command
+    }
+
+    fn nameless(text: String) -> Refusal {
+        Refusal { text: text.into(), command: None }
     }
 
     /// Neither one of ours nor one of another type: names it and the beginning of its arguments.
@@ -215,10 +227,9 @@ impl Refusal {
     fn unknown(args: &[&[u8]]) -> Refusal {
         const SHOWN: usize = 128;
         if let Some(name) = table::OTHER_TYPES.iter().find(|name| name.as_bytes().eq_ignore_ascii_case(args[0])) {
-            return Refusal(
-                format!("ERR GridKV holds byte strings only; '{name}' works on another type and is not supported")
-                    .into(),
-            );
+            return Refusal::nameless(format!(
+                "ERR GridKV holds byte strings only; '{name}' works on another type and is not supported"
+            ));
         }
         let mut shown = String::new();
         for arg in &args[1..] {
@@ -231,26 +242,27 @@ impl Refusal {
             shown.push_str("' ");
         }
         let name = one_line(&args[0][..args[0].len().min(SHOWN)]);
-        Refusal(format!("ERR unknown command '{name}', with args beginning with: {shown}").into())
+        Refusal::nameless(format!("ERR unknown command '{name}', with args beginning with: {shown}"))
     }
 
     #[cold]
     fn unknown_subcommand(spec: &Spec, name: &[u8]) -> Refusal {
         let name = one_line(&name[..name.len().min(128)]);
         let container = spec.name.to_ascii_uppercase();
-        Refusal(format!("ERR unknown subcommand '{name}'. Try {container} HELP.").into())
+        Refusal::nameless(format!("ERR unknown subcommand '{name}'. Try {container} HELP."))
     }
 
     /// Of the wrong number of arguments for `spec`.
     #[cold]
     pub fn arity(spec: &Spec) -> Refusal {
-        Refusal(format!("ERR wrong number of arguments for '{}' command", spec.name).into())
+        let text = format!("ERR wrong number of arguments for '{}' command", spec.name);
+        Refusal { text: text.into(), command: Some(spec.id) }
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
