@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use gridkv_cluster::planted::{Bug, Planted};
+use gridkv_cluster::sim::history::Rule;
 use gridkv_cluster::sim::options::{Control, Options};
 use gridkv_cluster::sim::{self, Run, forged};
 
@@ -261,7 +262,7 @@ fn planted(args: &Args) -> ExitCode {
                             _ => draw(seed, args),
                         };
                         let run = sim::run(&options, Planted::with(bug));
-                        if let Some(violation) = run.violation {
+                        if let Some(violation) = run.violation.filter(|v| Rule::broken_by(bug).contains(&v.rule)) {
                             let mut found = found.lock().expect("no panic");
                             if found.as_ref().is_none_or(|(known, _)| seed < *known) {
                                 *found = Some((seed, violation.to_string()));

@@ -127,6 +127,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// The set that is read.
+    pub fn read_set(&self) -> Vec<Replica> {
+        if self.stage == Stage::ReadNew { self.new_set() } else { self.replicas.clone() }
+    }
+
     /// The set after the move: the old one without who leaves, with who joins.
     pub fn new_set(&self) -> Vec<Replica> {
         let mut set = self.replicas.clone();

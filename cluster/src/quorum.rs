@@ -86,6 +86,19 @@ impl Level {
         }
     }
 
+    /// The level at which a command reads whose outcome depends on what it finds: as [`Level::at_least`], and from more than half of
+    /// the replicas. Where fewer make a quorum (`w` of all, `r` of one) an orderer whose time is over would ask itself alone, and what
+    /// it writes, which nobody will confirm, would lie in its own copy above what the new one has acknowledged.
+    pub fn ordered(self, placement: &Placement, quorums: Quorums) -> Level {
+        let n = placement.read_set().len();
+        let (quorum, half) = (quorums.of(n).1, n / 2 + 1);
+        match self.at_least(quorum) {
+            Level::Quorum if quorum < half => Level::Exactly(half as u8),
+            Level::Exactly(k) if usize::from(k) < half => Level::Exactly(half as u8),
+            level => level,
+        }
+    }
+
     /// Answers that it asks for of `n` replicas, whose quorum is that many.
     pub fn need(self, quorum: usize, n: usize) -> usize {
         match self {
@@ -159,7 +172,7 @@ impl Tally {
 
     /// What a read of this shard needs.
     pub fn of_read(placement: &Placement, quorums: Quorums, level: Level) -> Tally {
-        let set = if placement.stage == Stage::ReadNew { placement.new_set() } else { placement.replicas.clone() };
+        let set = placement.read_set();
         let need = level.need(quorums.of(set.len()).1, set.len());
         Tally { groups: [Some(group(&set, need)), None], answered: Vec::new(), failed: Vec::new() }
     }
@@ -267,6 +280,25 @@ mod tests {
         let levels = [Level::One, Level::Quorum, Level::All, Level::Exactly(1), Level::Exactly(2), Level::Exactly(3)];
         let raised = [Level::Quorum, Level::Quorum, Level::All, Level::Quorum, Level::Quorum, Level::Exactly(3)];
         assert_eq!(levels.map(|level| level.at_least(2)), raised);
+    }
+
+    #[test]
+    fn an_ordered_command_asks_more_than_half() {
+        let mut placement = three().placements.swap_remove(0);
+        let levels = [Level::One, Level::Quorum, Level::All, Level::Exactly(1), Level::Exactly(2), Level::Exactly(3)];
+        let (two, all) = (Level::Exactly(2), [Level::All, Level::Exactly(3)]);
+        let one_read = Quorums { n: 4, w: 4, r: 1 };
+        assert_eq!(levels.map(|l| l.ordered(&placement, one_read)), [two, two, all[0], two, two, all[1]]);
+        let quorum = Level::Quorum;
+        assert_eq!(levels.map(|l| l.ordered(&placement, Q)), [quorum, quorum, all[0], quorum, quorum, all[1]]);
+        // Half of the set that is read: the new one, which may be larger.
+        (placement.stage, placement.joining) = (Stage::WriteBoth, Some(NodeNo(4)));
+        assert_eq!(quorum.ordered(&placement, one_read), two);
+        placement.stage = Stage::ReadNew;
+        assert_eq!(quorum.ordered(&placement, one_read), Level::Exactly(3));
+        (placement.stage, placement.joining) = (Stage::Normal, None);
+        placement.replicas.truncate(1);
+        assert_eq!(quorum.ordered(&placement, one_read), quorum);
     }
 
     /// Whatever the configuration, in a set that is smaller than it should be every read meets every write.

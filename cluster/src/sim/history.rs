@@ -21,6 +21,8 @@ use std::fmt;
 use gridkv_engine::Millis;
 use gridkv_engine::hlc::{Hlc, Version};
 
+use crate::planted::Bug;
+
 /// Unix milliseconds at the start of every world.
 pub const EPOCH_MS: Millis = 1_700_000_000_000;
 
@@ -138,10 +140,35 @@ pub enum Rule {
     OneMap,
     /// Machines keep their invariants and never panic.
     Invariants,
-    /// Once all is healed, everything works again within a minute.
+    /// Once all is healed, everything works again within a minute, or two where one shard moves at a time.
     Liveness,
     /// The same seed gives the same run.
     Determinism,
+}
+
+impl Rule {
+    /// The promises that a bug on purpose breaks, of which one has to be found broken. Others may be seen before it, such as a node
+    /// that comes to no rest over what the bug did: that the bug's own harm is seen they do not show.
+    pub fn broken_by(bug: Bug) -> &'static [Rule] {
+        use Rule::*;
+        match bug {
+            Bug::FillingVotes
+            | Bug::AnyEpoch
+            | Bug::WriteNewOnly
+            | Bug::HastyMove
+            | Bug::HintCounts
+            | Bug::OneSource
+            | Bug::SameLife => &[Durability, Monotonic, Counters],
+            Bug::SyncClears => &[Durability, Monotonic, Counters, Resurrection],
+            Bug::NoBlockingRepair => &[Monotonic],
+            Bug::ExpiredDropped | Bug::PurgeWithoutFence | Bug::NoTombstones => &[Durability, Monotonic, Resurrection],
+            Bug::AgainWithNewVersion => &[OneVersion],
+            Bug::AnyFuture => &[Future],
+            Bug::JointUnion | Bug::VoterForgets => &[OneMap],
+            Bug::FillNeverExpires => &[Expiry, Convergence],
+            Bug::PageTooLate => &[Durability, Convergence],
+        }
+    }
 }
 
 /// A broken promise.
