@@ -12,15 +12,23 @@
 //! Invariants: counters only rise; the sum of a histogram's buckets is its count; the set of families does not depend on
 //! what clients sent (error prefixes that are not known are counted as `other`).
 //!
+//! Which calls are timed, and what of a command's time is an estimate: `commands`.
+//!
 //! Not here: the numbers of the cluster's machines (`cluster/metrics.rs`, which adds them to the same page); `INFO`, which shows the same numbers in Redis's words, and the slow log.
+
+mod commands;
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use gridkv_engine::command::{self, Spec};
+use gridkv_engine::command::{self, CommandId, Spec};
 use gridkv_engine::store::StoreStats;
 use gridkv_net::mesh::CoreId;
 use hdrhistogram::Histogram;
+
+pub(crate) use commands::Watch;
+pub use commands::{Called, MEAN_INTERVAL, TIME_CLASSES, Times};
+use commands::{Commands, is_refusal, place};
 
 /// Prefixes of error replies that are counted by name.
 pub const ERROR_KINDS: [&str; 20] = [
@@ -74,10 +82,11 @@ const LATENCY_BOUNDS: [u64; 19] = [
 /// The numbers of one core. Plain and unshared: only its core changes them; a copy may go anywhere.
 #[derive(Clone, Debug)]
 pub struct CoreMetrics {
-    commands: Box<[u64]>,
+    commands: Commands,
     get: usize,
     set: usize,
     delete: usize,
+    exec: usize,
     errors: [u64; ERROR_KINDS.len()],
     latency: Histogram<u64>,
     latency_sum_ns: u64,
@@ -130,10 +139,11 @@ impl CoreMetrics {
     pub fn new() -> CoreMetrics {
         let id = |name: &[u8]| command::lookup(name).map_or(0, |spec| usize::from(spec.id.0));
         CoreMetrics {
-            commands: vec![0; command::count()].into(),
+            commands: Commands::new(),
             get: id(b"GET"),
             set: id(b"SET"),
             delete: id(b"DEL"),
+            exec: id(b"EXEC"),
             errors: [0; ERROR_KINDS.len()],
             latency: Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 2).expect("the bounds are in order"),
             latency_sum_ns: 0,
@@ -161,33 +171,106 @@ impl CoreMetrics {
         }
     }
 
-    /// `count` requests called `spec`.
+    /// `count` requests called `spec`. Whether the last of them is to be timed as a sample, with `Watch::sample`.
     #[inline]
-    pub fn record_command(&mut self, spec: &Spec, count: u64) {
-        self.commands[usize::from(spec.id.0)] += count;
+    pub fn record_command(&mut self, spec: &Spec, count: u64) -> bool {
+        self.commands.count(place(spec.id), count)
     }
 
-    /// `count` reads that were no command of a client.
+    /// `count` reads that were no command of a client; else as [`CoreMetrics::record_command`].
     #[inline]
-    pub fn record_gets(&mut self, count: u64) {
-        self.commands[self.get] += count;
+    pub fn record_gets(&mut self, count: u64) -> bool {
+        self.commands.count(self.get, count)
     }
 
-    /// `count` writes that were no command of a client.
+    /// `count` writes that were no command of a client; else as [`CoreMetrics::record_command`].
     #[inline]
-    pub fn record_sets(&mut self, count: u64) {
-        self.commands[self.set] += count;
+    pub fn record_sets(&mut self, count: u64) -> bool {
+        self.commands.count(self.set, count)
     }
 
-    /// `count` deletes that were no command of a client.
+    /// `count` deletes that were no command of a client; else as [`CoreMetrics::record_command`].
     #[inline]
-    pub fn record_deletes(&mut self, count: u64) {
-        self.commands[self.delete] += count;
+    pub fn record_deletes(&mut self, count: u64) -> bool {
+        self.commands.count(self.delete, count)
+    }
+
+    /// What [`CoreMetrics::record_gets`] counts.
+    #[inline]
+    pub(crate) fn get_id(&self) -> CommandId {
+        CommandId(self.get as u16)
+    }
+
+    /// What [`CoreMetrics::record_sets`] counts.
+    #[inline]
+    pub(crate) fn set_id(&self) -> CommandId {
+        CommandId(self.set as u16)
+    }
+
+    /// What [`CoreMetrics::record_deletes`] counts.
+    #[inline]
+    pub(crate) fn delete_id(&self) -> CommandId {
+        CommandId(self.delete as u16)
+    }
+
+    /// EXEC, which its session counts.
+    #[inline]
+    pub(crate) fn exec_id(&self) -> CommandId {
+        CommandId(self.exec as u16)
+    }
+
+    /// Whether the next call of that command is to be timed as a sample.
+    #[inline]
+    pub(crate) fn is_next_due(&self, id: CommandId) -> bool {
+        self.commands.is_next_due(place(id))
+    }
+
+    /// A call that was counted and timed is over, or `together` of them; how long it took.
+    pub(crate) fn record_time(&mut self, id: CommandId, watch: &Watch, together: u64) -> Duration {
+        self.commands.stop(place(id), watch, together)
+    }
+
+    /// A call took so long, whoever counted it.
+    pub(crate) fn record_took(&mut self, id: CommandId, took: Duration) {
+        self.commands.record(place(id), took, 1);
+    }
+
+    /// A request for that command was refused before it ran. Its text is counted by [`CoreMetrics::record_error`].
+    pub fn record_rejected(&mut self, id: CommandId) {
+        self.commands.reject(place(id));
+    }
+
+    /// A call that was counted ended with an error. Its text is counted by [`CoreMetrics::record_error`].
+    pub fn record_failed(&mut self, id: CommandId) {
+        self.commands.fail(place(id));
+    }
+
+    /// A call that was counted ended with the error `text`: it failed, or, when the text says that nothing at all was done, it
+    /// was rejected and is no call. Whether it is one. The text itself is counted by [`CoreMetrics::record_error`].
+    #[cold]
+    pub fn record_end(&mut self, id: CommandId, text: &[u8]) -> bool {
+        let ran = !is_refusal(prefix_of(text));
+        if ran {
+            self.commands.fail(place(id));
+        } else {
+            self.commands.take_back(place(id));
+            self.commands.reject(place(id));
+        }
+        ran
+    }
+
+    /// A call is over that was not counted before: how long it took, and its error if that is how it ended.
+    pub(crate) fn record_call(&mut self, id: CommandId, took: Duration, error: Option<&[u8]>) {
+        self.commands.count(place(id), 1);
+        if error.is_none_or(|text| self.record_end(id, text)) {
+            self.record_took(id, took);
+        }
     }
 
     /// A client was sent the error `text`, which begins with its prefix.
+    #[cold]
     pub fn record_error(&mut self, text: &[u8]) {
-        let prefix = text.split(|&byte| byte == b' ').next().unwrap_or_default();
+        let prefix = prefix_of(text);
         let kind = ERROR_KINDS.iter().position(|kind| kind.as_bytes() == prefix).unwrap_or(ERROR_KINDS.len() - 1);
         self.errors[kind] += 1;
     }
@@ -231,15 +314,17 @@ impl CoreMetrics {
         self.foreign += count as u64;
     }
 
-    /// Calls by command, those that were never called left out.
-    pub fn commands(&self) -> impl Iterator<Item = (&'static Spec, u64)> + '_ {
-        let counted = self.commands.iter().enumerate().filter(|(_, count)| **count > 0);
-        counted.filter_map(|(id, count)| Some((command::by_id(command::CommandId(id as u16))?, *count)))
+    /// What is known of each command, those that nobody asked for left out.
+    pub fn commands(&self) -> impl Iterator<Item = (&'static Spec, Called<'_>)> + '_ {
+        let all = (0..self.commands.len()).map(|at| (at, self.commands.called(at)));
+        let asked =
+            all.filter(|(_, called)| called.calls + called.rejected + called.failed > 0 || called.times.is_some());
+        asked.filter_map(|(at, called)| Some((command::by_id(CommandId(at as u16))?, called)))
     }
 
     /// Calls of all commands.
     pub fn operations(&self) -> u64 {
-        self.commands.iter().sum()
+        self.commands.calls()
     }
 
     /// Error replies by prefix, in the order of [`ERROR_KINDS`].
@@ -261,9 +346,7 @@ impl CoreMetrics {
 
     /// Adds the numbers of another core.
     pub fn add(&mut self, other: &CoreMetrics) {
-        for (sum, part) in self.commands.iter_mut().zip(&other.commands) {
-            *sum += part;
-        }
+        self.commands.add(&other.commands);
         for (sum, part) in self.errors.iter_mut().zip(other.errors) {
             *sum += part;
         }
@@ -274,6 +357,11 @@ impl CoreMetrics {
             (number.add)(self, (number.get)(other));
         }
     }
+}
+
+/// The first word of an error.
+fn prefix_of(text: &[u8]) -> &[u8] {
+    text.split(|&byte| byte == b' ').next().unwrap_or_default()
 }
 
 impl Default for CoreMetrics {
@@ -426,8 +514,28 @@ pub(crate) fn page(node: &NodeMetrics) -> Page {
 
     page.numbers(&NUMBERS, cores, &total);
     page.both("commands_total", "counter", "Calls by command.", cores, &total, |page, name, labels, metrics| {
-        for (spec, count) in metrics.commands() {
-            page.sample(name, &[labels, &[("command", spec.name)]].concat(), count);
+        for (spec, called) in metrics.commands() {
+            page.sample(name, &[labels, &[("command", spec.name)]].concat(), called.calls);
+        }
+    });
+    let help = "Calls that ended with an error, by command.";
+    page.both("commands_failed_total", "counter", help, cores, &total, |page, name, labels, metrics| {
+        for (spec, called) in metrics.commands().filter(|(_, called)| called.failed > 0) {
+            page.sample(name, &[labels, &[("command", spec.name)]].concat(), called.failed);
+        }
+    });
+    let help = "Requests refused without doing anything, by command; they are no calls.";
+    page.both("commands_rejected_total", "counter", help, cores, &total, |page, name, labels, metrics| {
+        for (spec, called) in metrics.commands().filter(|(_, called)| called.rejected > 0) {
+            page.sample(name, &[labels, &[("command", spec.name)]].concat(), called.rejected);
+        }
+    });
+    let help = "Time that calls took, by command; of short ones some are timed for all.";
+    page.both("commands_duration_seconds_total", "counter", help, cores, &total, |page, name, labels, metrics| {
+        for (spec, called) in metrics.commands() {
+            if let Some(times) = called.times {
+                page.sample(name, &[labels, &[("command", spec.name)]].concat(), times.total().as_secs_f64());
+            }
         }
     });
     page.both("errors_total", "counter", "Error replies by prefix.", cores, &total, |page, name, labels, metrics| {

@@ -151,6 +151,22 @@ fn a_node_without_a_quorum_says_so() {
     }
 }
 
+/// Before the others have noticed.
+#[test]
+fn a_command_whose_orderer_stands_still_says_so() {
+    let (_places, nodes) = three();
+    let mut client = nodes[0].connect();
+    let counts: Vec<Vec<Vec<u8>>> = (0..64).map(|n| vec![b"INCR".to_vec(), format!("n:{n}").into_bytes()]).collect();
+    nodes[1].signal(libc::SIGSTOP);
+    let replies = client.pipeline(&counts);
+    nodes[1].signal(libc::SIGCONT);
+    let (failed, counted): (Vec<_>, Vec<_>) = replies.into_iter().partition(Reply::is_error);
+    assert!(counted.len() > 16 && counted.iter().all(|reply| reply.integer() == 1), "two of three stand: {counted:?}");
+    let of_orderer =
+        |reply: &Reply| matches!(reply, Reply::Error(text) if text.starts_with("UNKNOWN the orderer of the shard"));
+    assert!(!failed.is_empty() && failed.iter().all(of_orderer), "{failed:?}");
+}
+
 #[test]
 fn a_write_is_newer_than_what_another_node_acknowledged_before() {
     let (_places, nodes) = three();

@@ -374,3 +374,57 @@ fn a_value_that_is_too_long_for_other_nodes_is_refused_before_it_is_stored() {
         other.close().await.unwrap();
     });
 }
+
+/// Commands on replicated data are counted and timed where their client is, and an error of theirs once.
+#[test]
+fn commands_on_replicated_data_are_counted_timed_and_remembered_when_slow() {
+    let nodes = three();
+    let mut c = client(&nodes[0]);
+    says(
+        &mut c,
+        &[("CLIENT SETNAME me", "+OK"), ("CONFIG RESETSTAT", "+OK"), ("CONFIG SET slowlog-log-slower-than 0", "+OK")],
+    );
+    // In an array, as clients of libraries send them, the two take the short way.
+    let (set, get) = ("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv", "*2\r\n$3\r\nGET\r\n$4\r\nnone");
+    says(&mut c, &[(set, "+OK"), ("SET n 1", "+OK"), (get, "$-1")]);
+    for key in 0..8 {
+        let (set, incr) = (format!("SET key:{key} v"), format!("INCR key:{key}"));
+        says(&mut c, &[(&set, "+OK"), (&incr, "-ERR value is not an integer")]);
+    }
+    let ask = |c: &mut (TcpStream, BufReader<TcpStream>), command: &str| {
+        c.0.write_all(format!("{command}\r\nPING\r\n").as_bytes()).unwrap();
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line| line != "+PONG") {
+            lines.push(line(&mut c.1));
+        }
+        lines
+    };
+    let stat = |lines: &[String], command: &str, field: &str| -> u64 {
+        let found = lines.iter().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:")));
+        let found = found.unwrap_or_else(|| panic!("no {command} in {lines:#?}"));
+        let number = found.split(',').find_map(|part| part.strip_prefix(field)?.strip_prefix('='));
+        number.expect("the field is there").parse().unwrap()
+    };
+    let info = ask(&mut c, "INFO commandstats");
+    assert_eq!((stat(&info, "set", "calls"), stat(&info, "incr", "calls")), (10, 8), "{info:#?}");
+    assert_eq!((stat(&info, "set", "failed_calls"), stat(&info, "incr", "failed_calls")), (0, 8));
+    assert!(stat(&info, "set", "usec") >= 10, "two of three replicas had to answer: {info:#?}");
+    let errors = ask(&mut c, "INFO errorstats");
+    assert!(errors.iter().any(|line| line == "errorstat_ERR:count=8"), "{errors:#?}");
+    // From here on nothing more is remembered, so that asking pushes nothing out.
+    says(&mut c, &[("CONFIG SET slowlog-log-slower-than -1", "+OK")]);
+    // What was is, by a task that asks whose it was.
+    wait_for("the slow log has them", || {
+        let log = ask(&mut c, "SLOWLOG GET -1");
+        let address = c.0.local_addr().unwrap().to_string();
+        let shown = |words: &[&str]| {
+            let words: Vec<String> =
+                words.iter().flat_map(|word| [format!("${}", word.len()), (*word).into()]).collect();
+            log.windows(words.len()).any(|window| window == words)
+        };
+        let all = [&["set", "k", "v"][..], &["SET", "n", "1"], &["get", "none"], &["INCR", "key:7"]];
+        (all.iter().all(|words| shown(&[words, &[&*address, "me"][..]].concat())), log.clone())
+    });
+    says(&mut c, &[("CONFIG RESETSTAT", "+OK")]);
+    assert!(!ask(&mut c, "INFO commandstats").iter().any(|line| line.starts_with("cmdstat_set:")));
+}

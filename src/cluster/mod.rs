@@ -52,6 +52,7 @@ use crate::cores::flush::empties;
 use crate::cores::launch::Seat;
 use crate::cores::{Core, CoreRc, LOCAL, State, serve};
 use crate::handle::{unix_ms, unix_us};
+use crate::server;
 use crate::topology::{Message as Note, ReplyTo, shards_of};
 use requests::{Lent, Origin, Requests};
 
@@ -162,15 +163,17 @@ impl Member {
 
     /// Lends what a request needs.
     fn lend<'a>(&'a mut self, state: &'a mut State) -> (&'a mut Requests, Lent<'a>) {
-        let us = unix_us();
-        let now = Now { mono: self.mono(), wall: us / 1000 };
+        let (us, since) = (unix_us(), self.started.elapsed());
+        let now = Now { mono: since.as_millis() as Millis, wall: us / 1000 };
         // Versions begin at the microsecond, not at the millisecond: else a client that writes a key twice within one, through
         // two nodes, would find its first write. It is never too far ahead of itself.
         let _ = state.store.observe(version_at(us), now.wall);
         let lent = Lent {
             now,
+            since,
             store: &mut state.store,
             metrics: &mut state.metrics,
+            settings: &state.settings,
             shards: &mut self.shards,
             out: &mut self.out,
         };
@@ -537,7 +540,7 @@ pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
     if core.id.0 == 0 {
         work |= plane::turn(core, look);
     }
-    let (here, siblings) = {
+    let (here, siblings, slow) = {
         let mut member = core.member.borrow_mut();
         let Some(member) = &mut *member else { return work };
         let state = &mut *core.state.borrow_mut();
@@ -549,8 +552,11 @@ pub(crate) fn turn(core: &CoreRc, look: bool) -> bool {
         if wanted > 0 {
             post(core, 0, move |core| plane::on_wanted(core, wanted));
         }
-        (std::mem::take(&mut member.requests.here), std::mem::take(&mut member.requests.siblings))
+        let requests = &mut member.requests;
+        let (here, siblings) = (std::mem::take(&mut requests.here), std::mem::take(&mut requests.siblings));
+        (here, siblings, std::mem::take(&mut requests.slow))
     };
+    slow.into_iter().for_each(|slow| server::note_later(core, slow));
     if !siblings.is_empty() {
         work = true;
         let state = &mut *core.state.borrow_mut();

@@ -17,6 +17,7 @@
 //! carry is refused here, before anything is stored: see [`MAX_VALUE`].
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use gridkv_cluster::ids::{NodeNo, Now};
 use gridkv_cluster::outbox::{Changed, Failure, Found, Outbox, Outcome};
@@ -34,8 +35,11 @@ use gridkv_net::mesh::CoreId;
 use gridkv_net::session::PART_WRITTEN;
 use gridkv_net::session::transaction::{Step, Transaction, version_bytes};
 
+use crate::cores::LOCAL;
 use crate::cores::serve::{self, Scratch, Serving};
 use crate::metrics::CoreMetrics;
+use crate::server::settings::Settings;
+use crate::server::slowlog;
 use crate::topology::ReplyTo;
 
 /// Who waits for the reply.
@@ -88,7 +92,7 @@ struct Request {
     origin: Origin,
     kind: Kind,
     head: Head,
-    /// Of commands and transactions.
+    /// Of commands and transactions; of others what the slow log shows.
     payload: Vec<u8>,
     /// What it counts among the bytes of all.
     bytes: usize,
@@ -97,6 +101,8 @@ struct Request {
     patience: Millis,
     /// When it has ended at the latest.
     deadline: Millis,
+    /// When it began, as [`Lent::since`].
+    begun: Duration,
     /// How it is run; of commands and transactions.
     class: Class,
 }
@@ -108,6 +114,18 @@ pub(crate) struct Reply {
     pub(crate) status: Status,
     pub(crate) aux: i64,
     pub(crate) bytes: Vec<u8>,
+}
+
+/// A request of a client that took long.
+#[derive(Debug)]
+pub(crate) struct Slow {
+    /// Where its client is: `None` when it is one of this core.
+    pub(crate) core: Option<CoreId>,
+    pub(crate) conn: u64,
+    pub(crate) spec: &'static Spec,
+    pub(crate) took: Duration,
+    /// As the slow log shows them; none when it keeps none.
+    pub(crate) shown: Vec<Vec<u8>>,
 }
 
 /// Requests of a foreign thread that are answered together.
@@ -159,8 +177,11 @@ impl<T> Slab<T> {
 /// What running a request needs of its core.
 pub(crate) struct Lent<'a> {
     pub(crate) now: Now,
+    /// Time since the core's part in the cluster began: finer than [`Lent::now`], and never set back.
+    pub(crate) since: Duration,
     pub(crate) store: &'a mut Store,
     pub(crate) metrics: &'a mut CoreMetrics,
+    pub(crate) settings: &'a Settings,
     pub(crate) shards: &'a mut Shards,
     pub(crate) out: &'a mut Outbox,
 }
@@ -186,6 +207,8 @@ pub(crate) struct Requests {
     pub(crate) here: Vec<Reply>,
     /// Replies for siblings.
     pub(crate) siblings: Vec<(CoreId, Reply)>,
+    /// For the slow log and the latency monitor.
+    pub(crate) slow: Vec<Slow>,
     /// Commands that wait for an orderer, and when they are tried again.
     again: Vec<(Millis, u32)>,
     timeout: Millis,
@@ -221,6 +244,7 @@ impl Requests {
             buffers: Scratch::default(),
             here: Vec::new(),
             siblings: Vec::new(),
+            slow: Vec::new(),
             again: Vec::new(),
             timeout,
         }
@@ -280,6 +304,7 @@ impl Requests {
         let request = |stage, payload: &[u8]| Request {
             patience,
             deadline,
+            begun: lent.since,
             origin,
             kind: frame.kind,
             head: frame.head,
@@ -290,14 +315,13 @@ impl Requests {
         };
         match frame.kind {
             Kind::Get => {
-                lent.metrics.record_gets(1);
-                let token = u64::from(self.insert(request(Stage::Get, &[])));
+                let token = u64::from(self.insert(request(Stage::Get, frame.payload)));
                 lent.start(token, Operation::Read { key: (hash, frame.payload), level });
             }
             Kind::Set => {
-                lent.metrics.record_sets(1);
                 let Ok((key, value)) = frame.key_value() else { return Err(origin) };
-                let token = self.insert(request(Stage::Set, &[]));
+                let shown = key.len() + value.len().min(slowlog::MAX_ARG_LEN);
+                let token = self.insert(request(Stage::Set, &frame.payload[..shown]));
                 if value.len() > MAX_VALUE {
                     self.reply(token, Status::Error, 0, too_long(), lent);
                     return Ok(());
@@ -307,8 +331,7 @@ impl Requests {
                 lent.start(token, Operation::Write { key: (hash, key), value: Some(value), expires_at, level });
             }
             Kind::Delete => {
-                lent.metrics.record_deletes(1);
-                let token = u64::from(self.insert(request(Stage::Delete, &[])));
+                let token = u64::from(self.insert(request(Stage::Delete, frame.payload)));
                 lent.start(token, Operation::Delete { key: (hash, frame.payload), level });
             }
             Kind::Version => {
@@ -392,10 +415,12 @@ impl Requests {
                         return self.execute(lent, token, nothing);
                     }
                     _ => {
-                        let mut level = level_of(head.level);
-                        if class != Class::Read {
-                            level = level.at_least(quorums(lent, &head).1);
-                        }
+                        let (level, view) = (level_of(head.level), lent.shards.view());
+                        let level = match class {
+                            Class::Read => level,
+                            Class::Ordered => level.ordered(view.placement_of(KeyHash(head.hash)), view.map.quorums),
+                            Class::Blind | Class::Loose => level.at_least(quorums(lent, &head).1),
+                        };
                         let (keys, payload) = (&keys, payload.len());
                         lent.start(number, Operation::Prepare { keys, payload, level, deadline: patience });
                     }
@@ -447,6 +472,9 @@ impl Requests {
             Some(Ok(reply)) => (reply.status(), reply.head.aux, reply.payload.to_vec()),
             _ => (Status::Error, 0, serve::PANIC_REPLY.as_bytes().to_vec()),
         };
+        if let Some(request) = self.requests.get(token) {
+            request.payload = payload;
+        }
         if matches!(origin, Origin::Peer(..)) && bytes.len() > MAX_MESSAGE {
             // Before anything is written: what it deletes would be lost with the answer.
             self.tidy(&found, wall);
@@ -475,7 +503,6 @@ impl Requests {
         }
         if let Some(request) = self.requests.get(token) {
             request.stage = Stage::Writing { status, aux, bytes };
-            request.payload = payload;
         }
         let mut level = level_of(head.level);
         if ordered {
@@ -506,6 +533,7 @@ impl Requests {
         let token = self.insert(Request {
             patience: lent.now.mono + left * 2 / 3,
             deadline: lent.now.mono + left,
+            begun: lent.since,
             origin: Origin::Peer(from, ask),
             kind: frame.kind,
             head: frame.head,
@@ -564,10 +592,14 @@ impl Requests {
             }
             (Outcome::Failed(failure), _) => (Status::Error, 0, failure.to_string().into_bytes()),
             (Outcome::Part(failure), _) => (Status::Error, 0, format!("{PART_WRITTEN}{failure}").into_bytes()),
-            (Outcome::Unknown { have, need }, _) => {
-                let text = format!(
-                    "UNKNOWN {have} of {need} replicas confirmed the write in time; it may have been done or not: read to find out"
-                );
+            (Outcome::Unknown { have, need }, stage) => {
+                let who = match stage {
+                    Stage::Forwarded => {
+                        "the orderer of the shard, which runs the command, did not answer in time".into()
+                    }
+                    _ => format!("{have} of {need} replicas confirmed the write in time"),
+                };
+                let text = format!("UNKNOWN {who}; it may have been done or not: read to find out");
                 (Status::Error, 0, text.into_bytes())
             }
             (Outcome::Ready(_) | Outcome::Committed, _) => {
@@ -579,10 +611,43 @@ impl Requests {
 
     fn reply(&mut self, token: u32, status: Status, aux: i64, bytes: Vec<u8>, lent: &mut Lent<'_>) {
         let Some(request) = self.take(token) else { return };
-        if status == Status::Error {
-            lent.metrics.record_error(&bytes);
-        }
+        self.count(&request, status, &bytes, lent);
         self.route(lent, request.origin, Reply { head: request.head, status, aux, bytes });
+    }
+
+    /// Counts a request that is over, by its command, where it began: what a peer wants run is counted by the peer.
+    fn count(&mut self, request: &Request, status: Status, bytes: &[u8], lent: &mut Lent<'_>) {
+        let error = match status {
+            Status::Error => Some(bytes),
+            Status::Encoded => bytes.strip_prefix(b"-"),
+            _ => None,
+        };
+        let of_session = match request.origin {
+            Origin::Peer(..) => return,
+            Origin::Here | Origin::Sibling(_) => request.head.conn != LOCAL,
+            Origin::Foreign(..) => false,
+        };
+        // Sessions count the errors that they pass on.
+        if status == Status::Error && !of_session {
+            lent.metrics.record_error(bytes);
+        }
+        let took = lent.since.saturating_sub(request.begun);
+        let id = serve::command_of(request.kind, &request.head, lent.metrics);
+        if of_session && lent.settings.is_slow(took) {
+            let is_kept = lent.settings.slowlog_threshold.is_some_and(|least| took >= least);
+            self.slow.extend(id.and_then(command::by_id).map(|spec| slow(request, spec, took, is_kept)));
+        }
+        match id {
+            // Its session counts it.
+            Some(id) if request.kind == Kind::Exec => {
+                lent.metrics.record_took(id, took);
+                if error.is_some() {
+                    lent.metrics.record_failed(id);
+                }
+            }
+            Some(id) => lent.metrics.record_call(id, took, error),
+            None => {}
+        }
     }
 
     /// Sends a reply to who waits for it.
@@ -613,6 +678,30 @@ impl Requests {
             group.to.send(batch);
         }
     }
+}
+
+/// What there is to say of a slow request; of its arguments no more than is shown, and that only if the slow log keeps it.
+fn slow(request: &Request, spec: &'static Spec, took: Duration, is_kept: bool) -> Slow {
+    let (head, payload) = (request.head, request.payload.as_slice());
+    let mut args = vec![spec.name.as_bytes()];
+    match request.kind {
+        Kind::Get | Kind::Delete => args.push(payload),
+        Kind::Set => {
+            let (key, value) = payload.split_at((head.a as usize).min(payload.len()));
+            args.extend([key, value]);
+        }
+        Kind::Command => {
+            // A request that ends while it is being looked at has lent its arguments away.
+            let frame = Frame { kind: request.kind, head, payload, payload_at: HEAD_LEN };
+            if frame.args(&mut args).is_err() {
+                args = vec![spec.name.as_bytes()];
+            }
+        }
+        _ => {}
+    }
+    let shown = if is_kept { slowlog::shown(&args) } else { Vec::new() };
+    let core = if let Origin::Sibling(core) = request.origin { Some(core) } else { None };
+    Slow { core, conn: head.conn, spec, took, shown }
 }
 
 fn too_long() -> Vec<u8> {
@@ -754,6 +843,7 @@ mod tests {
             stage: Stage::Reading,
             patience: 0,
             deadline: 0,
+            begun: Duration::ZERO,
             class: Class::Read,
         };
         let first = requests.insert(half(0));
@@ -764,5 +854,32 @@ mod tests {
         assert!(requests.has_room());
         requests.take(second);
         assert_eq!((requests.bytes, requests.under_way()), (0, 0));
+    }
+
+    /// Of a long argument no more is copied than is shown, nothing when nothing is kept, and the name is always there.
+    #[test]
+    fn a_slow_request_is_told_briefly() {
+        let spec = command::lookup(b"APPEND").unwrap();
+        let mut batch = Batch::new();
+        batch.push_command(Head { spec: spec.id.0, ..Head::default() }, &[b"append", b"k", &[b'v'; 1 << 20]]);
+        let frame = batch.frames().next().unwrap().unwrap();
+        let mut request = Request {
+            origin: Origin::Here,
+            kind: Kind::Command,
+            head: frame.head,
+            payload: frame.payload.to_vec(),
+            bytes: frame.payload.len(),
+            stage: Stage::Reading,
+            patience: 0,
+            deadline: 0,
+            begun: Duration::ZERO,
+            class: Class::Ordered,
+        };
+        let shown = slow(&request, spec, Duration::ZERO, true).shown;
+        assert_eq!((shown.len(), &*shown[0], &*shown[1]), (3, &b"append"[..], &b"k"[..]));
+        assert!(shown[2].len() < 200 && shown[2].ends_with(b"more bytes)"));
+        assert!(slow(&request, spec, Duration::ZERO, false).shown.is_empty());
+        request.payload.clear();
+        assert_eq!(slow(&request, spec, Duration::ZERO, true).shown, [b"append"]);
     }
 }

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use gridkv_engine::command::{Flags, Spec};
+use gridkv_engine::command::{self, CommandId, Spec};
 use gridkv_engine::hash::{KeyHash, Keyspace};
 use gridkv_engine::hlc::Version;
 use gridkv_engine::reply::Reply;
@@ -13,16 +13,17 @@ use gridkv_net::frame::{Head, Kind};
 use gridkv_net::mesh::CoreId;
 use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::ring::ConnId;
-use gridkv_net::session::{Backplane, Client, Limits, Login, Request};
+use gridkv_net::session::{Backplane, Blame, Client, Limits, Login, Request};
 
 use super::connections::Peer;
 use super::flush::empties;
-use super::{CoreRc, State, serve, transaction};
+use super::transaction::{self, Seen};
+use super::{CoreRc, State, serve};
 use crate::cluster::{self, Member, NO_FLUSH};
-use crate::server::{self, Caller};
+use crate::metrics::{CoreMetrics, Watch};
+use crate::server::settings::Settings;
+use crate::server::{self, Caller, Notes};
 
-/// Arguments of this size make a command slow enough to be worth timing.
-const LARGE: usize = 64 << 10;
 /// With a slow-log threshold below this many microseconds every command is timed.
 const FINE_THRESHOLD_US: u128 = 1000;
 
@@ -35,29 +36,72 @@ pub(super) struct Plane<'a> {
     pub(super) peer: &'a Peer,
     /// How many replicas requests of this call ask for.
     pub(super) level: u32,
+    /// Times what the session answers itself.
+    pub(super) watch: Option<Watch>,
 }
 
 impl Plane<'_> {
-    /// Runs `work`, which writes one reply; counts it if it is an error, replaces it if it panics.
+    /// Runs `work`, which writes one reply; counts it if it is an error, for the command that `of` names, and replaces it if it
+    /// panics.
     #[inline]
-    fn guarded<T>(&mut self, out: &mut Vec<u8>, work: impl FnOnce(&mut State, &mut Vec<u8>) -> T) -> Option<T> {
+    fn guarded<T>(
+        &mut self,
+        out: &mut Vec<u8>,
+        of: impl FnOnce(&CoreMetrics) -> CommandId,
+        work: impl FnOnce(&mut State, &mut Vec<u8>) -> T,
+    ) -> Option<T> {
         let before = out.len();
         let result = catch_unwind(AssertUnwindSafe(|| work(self.state, out)));
-        match result {
-            Ok(result) => {
-                if out.get(before) == Some(&b'-') {
-                    self.state.metrics.record_error(out[before + 1..].trim_ascii_end());
-                }
-                Some(result)
-            }
-            Err(_) => {
-                out.truncate(before);
-                self.state.metrics.panics += 1;
-                self.state.metrics.record_error(serve::PANIC_REPLY.as_bytes());
-                Writer::new(Protocol::Resp2, out).error(serve::PANIC_REPLY);
-                None
-            }
+        let metrics = &mut self.state.metrics;
+        if result.is_err() {
+            out.truncate(before);
+            metrics.panics += 1;
+            Writer::new(Protocol::Resp2, out).error(serve::PANIC_REPLY);
         }
+        if out.get(before) == Some(&b'-') {
+            let text = out[before + 1..].trim_ascii_end();
+            metrics.record_error(text);
+            let id = of(metrics);
+            metrics.record_end(id, text);
+        }
+        result.ok()
+    }
+
+    #[inline]
+    fn read(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
+        self.guarded(out, CoreMetrics::get_id, |state, out| {
+            let mut writer = Writer::new(protocol, out);
+            match state.store.value(hash, key, state.now) {
+                Some(value) => writer.bulk(value),
+                None => writer.null(),
+            }
+        });
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_timed(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
+        let watch = Watch::sample();
+        self.read(hash, key, protocol, out);
+        let metrics = &mut self.state.metrics;
+        metrics.record_time(metrics.get_id(), &watch, 1);
+    }
+
+    #[inline]
+    fn write(&mut self, hash: KeyHash, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        self.guarded(out, CoreMetrics::set_id, |state, out| match state.store.set(hash, key, value, 0, state.now) {
+            Ok(_) => out.extend_from_slice(b"+OK\r\n"),
+            Err(error) => Writer::new(Protocol::Resp2, out).error(&error.to_string()),
+        });
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_timed(&mut self, hash: KeyHash, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        let watch = Watch::sample();
+        self.write(hash, key, value, out);
+        let metrics = &mut self.state.metrics;
+        metrics.record_time(metrics.set_id(), &watch, 1);
     }
 
     /// Begins a request for data of this core that other nodes hold too.
@@ -80,16 +124,26 @@ impl Plane<'_> {
         });
     }
 
-    /// Whether a command may be slow enough to be timed: the clock costs as much as a short command.
+    /// Whether a command is timed each time it runs: it may be slow, or everything is to be seen.
     #[inline]
-    fn worth_timing(&self, spec: &Spec, args: &[&[u8]]) -> bool {
-        let settings = &self.state.settings;
-        let thresholds = [settings.slowlog_threshold, settings.latency_threshold];
-        let Some(threshold) = thresholds.into_iter().flatten().min() else { return false };
-        threshold.as_micros() < FINE_THRESHOLD_US
-            || !spec.flags.contains(Flags::FAST) && (args.len() > 8 || spec.first_key == 0)
-            || args.iter().any(|arg| arg.len() > LARGE)
+    fn is_timed(&self, spec: &Spec, args: &[&[u8]]) -> bool {
+        is_fine(&self.state.settings) || serve::is_heavy(spec, args)
     }
+
+    /// Remembers a command that took long.
+    fn note(&mut self, spec: &'static Spec, took: Duration, args: &[&[u8]]) {
+        if self.state.settings.is_slow(took) {
+            self.state.notes().note(spec, took, args, &self.peer.addr, &self.peer.name);
+        }
+    }
+}
+
+/// Whether commands are to be seen that take less than most.
+#[inline]
+fn is_fine(settings: &Settings) -> bool {
+    let thresholds = [settings.slowlog_threshold, settings.latency_threshold];
+    let threshold = thresholds.into_iter().flatten().min();
+    threshold.is_some_and(|least| least.as_micros() < FINE_THRESHOLD_US)
 }
 
 impl Backplane for Plane<'_> {
@@ -145,25 +199,20 @@ impl Backplane for Plane<'_> {
 
     #[inline]
     fn get(&mut self, hash: KeyHash, key: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        self.guarded(out, |state, out| {
-            state.metrics.record_gets(1);
-            let mut writer = Writer::new(protocol, out);
-            match state.store.value(hash, key, state.now) {
-                Some(value) => writer.bulk(value),
-                None => writer.null(),
-            }
-        });
+        if self.state.metrics.record_gets(1) {
+            self.read_timed(hash, key, protocol, out)
+        } else {
+            self.read(hash, key, protocol, out)
+        }
     }
 
     #[inline]
     fn set(&mut self, hash: KeyHash, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
-        self.guarded(out, |state, out| {
-            state.metrics.record_sets(1);
-            match state.store.set(hash, key, value, 0, state.now) {
-                Ok(_) => out.extend_from_slice(b"+OK\r\n"),
-                Err(error) => Writer::new(Protocol::Resp2, out).error(&error.to_string()),
-            }
-        });
+        if self.state.metrics.record_sets(1) {
+            self.write_timed(hash, key, value, out)
+        } else {
+            self.write(hash, key, value, out)
+        }
     }
 
     fn begin_every(&mut self, spec: &'static Spec) -> Result<(), &'static str> {
@@ -178,26 +227,37 @@ impl Backplane for Plane<'_> {
             Writer::new(protocol, out).error(NO_FLUSH);
             return 0;
         }
-        self.state.metrics.record_command(spec, 1);
-        let started = self.worth_timing(spec, args).then(Instant::now);
-        let aux = self.guarded(out, |state, out| {
-            serve::run(&mut state.store, state.now, spec, args, &mut Writer::new(protocol, out))
-        });
-        if let Some(started) = started {
-            let took = started.elapsed();
-            if self.state.settings.is_slow(took) {
-                server::note(self.state, spec, took, args, &self.peer.addr.to_string(), &self.peer.name);
-            }
+        let due = self.state.metrics.record_command(spec, 1);
+        let watch = if self.is_timed(spec, args) { Some(Watch::each()) } else { due.then(Watch::sample) };
+        let aux = self.guarded(
+            out,
+            |_| spec.id,
+            |state, out| serve::run(&mut state.store, state.now, spec, args, &mut Writer::new(protocol, out)),
+        );
+        if let Some(watch) = watch {
+            let took = self.state.metrics.record_time(spec.id, &watch, 1);
+            self.note(spec, took, args);
         }
         aux.unwrap_or_default()
     }
 
     fn exec(&mut self, packed: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        self.guarded(out, |state, out| {
-            if transaction::run(&mut state.store, &mut state.metrics, state.now, packed, protocol, out).is_err() {
+        let (started, peer) = (Instant::now(), self.peer);
+        self.guarded(out, CoreMetrics::exec_id, |state, out| {
+            let State { store, metrics, now, settings, slowlog, latency, .. } = state;
+            let each = is_fine(settings);
+            let mut notes = Notes { settings, now: *now, slowlog, latency };
+            let mut note = |spec: &Spec, took, args: &[&[u8]]| notes.note(spec, took, args, &peer.addr, &peer.name);
+            let seen = Some(Seen { each, note: &mut note });
+            if transaction::run(store, metrics, *now, packed, protocol, seen, out).is_err() {
                 unreachable!("the session packed it");
             }
         });
+        let (id, took) = (self.state.metrics.exec_id(), started.elapsed());
+        self.state.metrics.record_took(id, took);
+        if let Some(spec) = command::by_id(id) {
+            self.state.notes().sample(spec, took);
+        }
     }
 
     fn version(&mut self, hash: KeyHash, key: &[u8]) -> Option<Version> {
@@ -245,7 +305,6 @@ impl Backplane for Plane<'_> {
     }
 
     fn node(&mut self, slot: u32, client: &Client, spec: &'static Spec, args: &[&[u8]]) {
-        self.state.metrics.record_command(spec, 1);
         let caller = Caller { client: client.id, protocol: client.protocol, level: self.level };
         let args = args.iter().map(|arg| arg.to_vec()).collect();
         let answer = server::answer(self.core.clone(), caller, spec, args);
@@ -265,16 +324,29 @@ impl Backplane for Plane<'_> {
         self.state.settings.requirepass.is_some()
     }
 
+    fn begin(&mut self, spec: &'static Spec) {
+        self.watch = if self.is_timed(spec, &[]) {
+            Some(Watch::each())
+        } else {
+            self.state.metrics.is_next_due(spec.id).then(Watch::sample)
+        };
+    }
+
     fn count(&mut self, spec: &'static Spec, args: &[&[u8]]) {
         self.state.metrics.record_command(spec, 1);
-        // Such a command takes no time; it is noted when everything is to be noted.
-        if self.state.settings.is_slow(Duration::ZERO) {
-            let (addr, name) = (self.peer.addr.to_string(), self.peer.name.clone());
-            server::note(self.state, spec, Duration::ZERO, args, &addr, &name);
+        if let Some(watch) = self.watch.take() {
+            let took = self.state.metrics.record_time(spec.id, &watch, 1);
+            self.note(spec, took, args);
         }
     }
 
-    fn count_error(&mut self, text: &[u8]) {
-        self.state.metrics.record_error(text.trim_ascii_end());
+    fn count_error(&mut self, blame: Blame, text: &[u8]) {
+        let (text, metrics) = (text.trim_ascii_end(), &mut self.state.metrics);
+        metrics.record_error(text);
+        match blame {
+            Blame::Refused(id) => metrics.record_rejected(id),
+            Blame::Failed(id) => metrics.record_failed(id),
+            Blame::Counted => {}
+        }
     }
 }

@@ -340,13 +340,19 @@ impl Connections {
         }
         let answer = Answer { status: frame.status(), aux: frame.head.aux, bytes: frame.payload };
         let state = &mut *core.state.borrow_mut();
-        let mut plane = Plane { core, state, limits: &table.limits, conn: id, peer: &conn.peer, level: 0 };
+        let mut plane = Plane { core, state, limits: &table.limits, conn: id, peer: &conn.peer, level: 0, watch: None };
         let (slot, index) = (frame.head.slot, frame.head.index);
         if !shielded(&mut plane, &mut conn.out, |plane, out| session.answer(slot, index, &answer, plane, out)) {
             conn.kind = Kind::Refused;
         }
         settle(&mut table.unsent, conn);
         mark(&mut table.marked, conn);
+    }
+
+    /// Address and name of a client, unless it is gone.
+    pub(crate) fn who(&mut self, conn: u64) -> Option<(String, String)> {
+        let conn = live(&mut self.table.conns, ConnId::from_bits(conn))?;
+        Some((conn.peer.addr.to_string(), conn.peer.name.clone()))
     }
 
     pub(super) fn has_work(&mut self) -> bool {
@@ -525,7 +531,7 @@ impl Table {
                     self.fed_since = Some(Instant::now());
                 }
                 let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
-                let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer, level: 0 };
+                let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer, level: 0, watch: None };
                 if !shielded(&mut plane, &mut conn.out, |plane, out| session.feed(bytes, plane, out)) {
                     conn.kind = Kind::Refused;
                     mark(&mut self.marked, conn);
@@ -565,7 +571,7 @@ impl Table {
         let state = &mut *core.state.borrow_mut();
         let before = session.client().commands;
         let limits = if self.unsent > OUTPUT_BUDGET { &self.tight } else { &self.limits };
-        let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer, level: 0 };
+        let mut plane = Plane { core, state, limits, conn: id, peer: &conn.peer, level: 0, watch: None };
         if !shielded(&mut plane, &mut conn.out, |plane, out| session.resume(plane, out)) {
             (conn.kind, conn.stalled) = (Kind::Refused, false);
             return mark(&mut self.marked, conn);
@@ -594,7 +600,8 @@ impl Table {
             Kind::Resp(session) => {
                 let answer = Answer { status: Status::Encoded, aux: 0, bytes: &bytes };
                 let state = &mut *core.state.borrow_mut();
-                let mut plane = Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer, level: 0 };
+                let mut plane =
+                    Plane { core, state, limits: &self.limits, conn: id, peer: &conn.peer, level: 0, watch: None };
                 if !shielded(&mut plane, &mut conn.out, |plane, out| session.answer(slot, 0, &answer, plane, out)) {
                     conn.kind = Kind::Refused;
                 }

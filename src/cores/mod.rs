@@ -50,6 +50,7 @@ use waiters::Waiters;
 
 use crate::handle::unix_ms;
 use crate::metrics::CoreMetrics;
+use crate::server::Notes;
 use crate::server::latency::Monitor;
 use crate::server::settings::Settings;
 use crate::server::slowlog::Slowlog;
@@ -100,6 +101,12 @@ impl State {
     pub(crate) fn serving(&mut self) -> Serving<'_> {
         let State { store, metrics, scratch, now, flushes, .. } = self;
         Serving { store, metrics, scratch, now: *now, flushes: Some(flushes) }
+    }
+
+    /// Where what took long is kept.
+    pub(crate) fn notes(&mut self) -> Notes<'_> {
+        let State { settings, now, slowlog, latency, .. } = self;
+        Notes { settings, now: *now, slowlog, latency }
     }
 
     fn has_work(&self) -> bool {

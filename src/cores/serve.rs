@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use gridkv_engine::Millis;
-use gridkv_engine::command::{self, Context, Spec};
+use gridkv_engine::command::{self, CommandId, Context, Flags, Route, Spec};
 use gridkv_engine::hash::KeyHash;
 use gridkv_engine::reply::Reply;
 use gridkv_engine::store::Store;
@@ -16,7 +16,7 @@ use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::version_bytes;
 
 use super::flush::{self, Flushes};
-use crate::metrics::CoreMetrics;
+use crate::metrics::{CoreMetrics, Watch};
 
 /// The dialect of a `Command` frame that wants a [`Status`] and bytes instead of RESP.
 pub(crate) const NATIVE: u8 = 0;
@@ -30,7 +30,8 @@ pub(crate) struct Serving<'a> {
     pub(crate) metrics: &'a mut CoreMetrics,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) now: Millis,
-    /// `None` for a scratch store: it is no part of what the node holds.
+    /// `None` for a scratch store: it is no part of what the node holds, and who runs a command there counts it. Only the
+    /// commands within a transaction are counted where they run: if they write, by the node that orders the shard.
     pub(crate) flushes: Option<&'a Flushes>,
 }
 
@@ -115,6 +116,7 @@ fn group(
                 return Some(done);
             }
             let before = rest.len();
+            let watch = serving.metrics.is_next_due(serving.metrics.get_id()).then(Watch::sample);
             let read = catch_unwind(AssertUnwindSafe(|| {
                 while let [key, behind @ ..] = rest
                     && replies.bytes().len() < stop_at
@@ -131,9 +133,14 @@ fn group(
                 let head = Head { index: key.index, ..frame.head };
                 replies.push_reply(&head, Status::Error, 0, PANIC_REPLY.as_bytes());
                 rest = behind;
+                serving.metrics.record_failed(serving.metrics.get_id());
             }
-            serving.metrics.record_gets((before - rest.len()) as u64);
-            done += before - rest.len();
+            let read = before - rest.len();
+            serving.metrics.record_gets(read as u64);
+            if let Some(watch) = watch {
+                serving.metrics.record_time(serving.metrics.get_id(), &watch, read as u64);
+            }
+            done += read;
         }
     }
 }
@@ -149,9 +156,25 @@ pub(crate) fn guarded<'f>(serving: &mut Serving<'_>, frame: &Frame<'f>, args: &m
         }
         Err(_) => {
             serving.metrics.panics += 1;
+            if let Some(id) = command_of(frame.kind, &frame.head, serving.metrics).filter(|_| serving.flushes.is_some())
+            {
+                serving.metrics.record_failed(id);
+            }
             // A reply is pushed in one call after the work is done, so a panic left none.
             replies.push_reply(&frame.head, Status::Error, 0, PANIC_REPLY.as_bytes());
         }
+    }
+}
+
+/// The command that a request counts as.
+pub(crate) fn command_of(kind: Kind, head: &Head, metrics: &CoreMetrics) -> Option<CommandId> {
+    match kind {
+        Kind::Get => Some(metrics.get_id()),
+        Kind::Set => Some(metrics.set_id()),
+        Kind::Delete => Some(metrics.delete_id()),
+        Kind::Command => Some(CommandId(head.spec)),
+        Kind::Exec => Some(metrics.exec_id()),
+        Kind::Version | Kind::Group | Kind::Reply => None,
     }
 }
 
@@ -166,51 +189,68 @@ fn one<'f>(
     let now = serving.now;
     match frame.kind {
         Kind::Get => {
-            serving.metrics.record_gets(1);
+            let watch = serving.metrics.record_gets(1).then(Watch::sample);
             match serving.store.value(KeyHash(head.hash), frame.payload, now) {
                 Some(value) => replies.push_reply(head, Status::Value, 0, value),
                 None => replies.push_reply(head, Status::Nil, 0, b""),
             }
+            stop(serving.metrics, CoreMetrics::get_id, watch);
         }
         Kind::Set => {
-            serving.metrics.record_sets(1);
             let (key, value) = frame.key_value()?;
+            let watch = serving.metrics.record_sets(1).then(Watch::sample);
             match serving.store.set(KeyHash(head.hash), key, value, head.aux as Millis, now) {
                 Ok(_) => replies.push_reply(head, Status::Done, 0, b""),
-                Err(error) => push_error(replies, head, &error.to_string()),
+                Err(error) => failed(serving.metrics, CoreMetrics::set_id, replies, head, &error.to_string()),
             }
+            stop(serving.metrics, CoreMetrics::set_id, watch);
         }
         Kind::Delete => {
-            serving.metrics.record_deletes(1);
+            let watch = serving.metrics.record_deletes(1).then(Watch::sample);
             match serving.store.delete(KeyHash(head.hash), frame.payload, now) {
                 Ok(deleted) => replies.push_reply(head, Status::Integer, i64::from(deleted), b""),
-                Err(error) => push_error(replies, head, &error.to_string()),
+                Err(error) => failed(serving.metrics, CoreMetrics::delete_id, replies, head, &error.to_string()),
             }
+            stop(serving.metrics, CoreMetrics::delete_id, watch);
         }
         Kind::Command => {
             let args = frame.args(args)?;
-            let Some(spec) = command::by_id(command::CommandId(head.spec)) else {
+            let Some(spec) = command::by_id(CommandId(head.spec)) else {
                 push_error(replies, head, "ERR unknown command number");
                 return Ok(());
             };
             let _part = serving.flushes.filter(|_| flush::empties(spec)).map(Flushes::part);
-            serving.metrics.record_command(spec, 1);
+            let counts = serving.flushes.is_some();
+            let due = counts && serving.metrics.record_command(spec, 1);
+            let watch = if counts && is_heavy(spec, args) { Some(Watch::each()) } else { due.then(Watch::sample) };
             if head.flag == NATIVE {
                 let mut reply = NativeReply::default();
                 run(serving.store, now, spec, args, &mut reply);
                 replies.push_reply(head, reply.status, reply.aux, &reply.bytes);
+                if counts && reply.status == Status::Error {
+                    serving.metrics.record_end(spec.id, &reply.bytes);
+                }
             } else {
                 let mut resp = std::mem::take(&mut serving.scratch.resp);
                 resp.clear();
                 let mut writer = Writer::new(Protocol::from_flag(head.flag), &mut resp);
                 let aux = run(serving.store, now, spec, args, &mut writer);
                 replies.push_reply(head, Status::Encoded, aux, &resp);
+                if counts && let Some(text) = resp.strip_prefix(b"-") {
+                    serving.metrics.record_end(spec.id, text);
+                }
                 serving.scratch.resp = resp;
             }
+            stop(serving.metrics, |_| spec.id, watch);
         }
         Kind::Exec => {
+            let watch = serving.flushes.map(|_| Watch::each());
             if let Err(error) = super::transaction::serve(serving, frame, replies) {
                 push_error(replies, head, &format!("ERR {error}"));
+            }
+            if let Some(watch) = watch {
+                let id = serving.metrics.exec_id();
+                serving.metrics.record_took(id, watch.elapsed());
             }
         }
         Kind::Version => match serving.store.version(KeyHash(head.hash), frame.payload, now) {
@@ -223,8 +263,41 @@ fn one<'f>(
     Ok(())
 }
 
+/// The request that is timed, if it is, is over.
+#[inline]
+fn stop(metrics: &mut CoreMetrics, of: impl FnOnce(&CoreMetrics) -> CommandId, watch: Option<Watch>) {
+    if let Some(watch) = watch {
+        let id = of(metrics);
+        metrics.record_time(id, &watch, 1);
+    }
+}
+
+#[cold]
+fn failed(
+    metrics: &mut CoreMetrics,
+    of: impl FnOnce(&CoreMetrics) -> CommandId,
+    replies: &mut Batch,
+    head: &Head,
+    text: &str,
+) {
+    let id = of(metrics);
+    metrics.record_end(id, text.as_bytes());
+    push_error(replies, head, text);
+}
+
 fn push_error(replies: &mut Batch, head: &Head, text: &str) {
     replies.push_reply(head, Status::Error, 0, text.as_bytes());
+}
+
+/// Arguments of this size make a command slow enough to be worth timing.
+const LARGE: usize = 64 << 10;
+
+/// Whether a command may take so much longer than reading the clock that it is timed each time: what takes long on large values
+/// that are there already, however short it is itself, and what is long itself.
+#[inline]
+pub(super) fn is_heavy(spec: &Spec, args: &[&[u8]]) -> bool {
+    let on_large = || spec.first_key == 0 || spec.flags.contains(Flags::READONLY) || spec.route == Route::Shard;
+    !spec.flags.contains(Flags::FAST) && (args.len() > 8 || on_large()) || args.iter().any(|arg| arg.len() > LARGE)
 }
 
 /// Runs one command of the table; returns what it left in [`Context::aux`].
@@ -335,6 +408,21 @@ mod tests {
             }
         }
         answers
+    }
+
+    #[test]
+    fn what_may_take_long_is_timed_each_time() {
+        let heavy = |words: &[&[u8]]| is_heavy(command::resolve(words).unwrap(), words);
+        for line in ["LCS a b", "BITCOUNT k", "GETRANGE k 0 -1", "COPY a b", "RENAME a b", "KEYS *"] {
+            assert!(heavy(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>()), "{line}");
+        }
+        for line in
+            ["GET k", "SET k v EX 9", "SETEX k 9 v", "INCR k", "DEL k", "MGET a b", "MSET a 1 b 2", "GETBIT k 7"]
+        {
+            assert!(!heavy(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>()), "{line}");
+        }
+        assert!(heavy(&[b"SET", b"k", &[b'v'; LARGE + 1], b"XX"]));
+        assert!(heavy(&[&b"DEL"[..]; 9]));
     }
 
     proptest! {

@@ -1,9 +1,10 @@
 //! Running a transaction on the core that owns its shard: nothing comes between its commands.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use gridkv_engine::Millis;
-use gridkv_engine::command::Flags;
+use gridkv_engine::command::{Flags, Spec};
 use gridkv_engine::reply::Reply;
 use gridkv_engine::store::{Store, StoreError};
 use gridkv_net::frame::{Batch, Frame, Status};
@@ -11,14 +12,32 @@ use gridkv_net::resp::{Protocol, Writer};
 use gridkv_net::session::transaction::{Malformed, Step, Transaction};
 
 use super::serve::{self, Serving};
-use crate::metrics::CoreMetrics;
+use crate::metrics::{CoreMetrics, Watch};
+
+/// Who wants to know how long commands take, besides the numbers by command.
+pub(super) struct Seen<'a> {
+    /// Every command is timed.
+    pub(super) each: bool,
+    /// Is told of each command that was timed.
+    pub(super) note: &'a mut Note<'a>,
+}
+
+/// A command, how long it took, and its arguments with its name.
+type Note<'a> = dyn FnMut(&Spec, Duration, &[&[u8]]) + 'a;
 
 /// Answers an `Exec` frame.
 pub(super) fn serve(serving: &mut Serving<'_>, frame: &Frame<'_>, replies: &mut Batch) -> Result<(), Malformed> {
     let mut out = Vec::new();
     let protocol = Protocol::from_flag(frame.head.flag);
-    run(serving.store, serving.metrics, serving.now, frame.payload, protocol, &mut out)?;
+    run(serving.store, serving.metrics, serving.now, frame.payload, protocol, None, &mut out)?;
     replies.push_reply(&frame.head, Status::Encoded, 0, &out);
+    if serving.flushes.is_some()
+        && let Some(text) = out.strip_prefix(b"-")
+    {
+        // As a session's own core does: the session, which counts the text, has counted the call.
+        let id = serving.metrics.exec_id();
+        serving.metrics.record_end(id, text);
+    }
     Ok(())
 }
 
@@ -32,6 +51,7 @@ pub(super) fn run(
     now: Millis,
     packed: &[u8],
     protocol: Protocol,
+    mut seen: Option<Seen<'_>>,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     let mut transaction = Transaction::new(packed);
@@ -51,7 +71,9 @@ pub(super) fn run(
         match transaction.step(&mut args)? {
             Step::Raw(reply) => out.extend_from_slice(reply),
             Step::Command(spec) => {
-                metrics.record_command(spec, 1);
+                let due = metrics.record_command(spec, 1);
+                let each = seen.as_ref().is_some_and(|seen| seen.each) || serve::is_heavy(spec, &args);
+                let watch = if each { Some(Watch::each()) } else { due.then(Watch::sample) };
                 let before = out.len();
                 let done = catch_unwind(AssertUnwindSafe(|| {
                     serve::run(store, now, spec, &args, &mut Writer::new(protocol, out))
@@ -62,7 +84,15 @@ pub(super) fn run(
                     Writer::new(protocol, out).error(serve::PANIC_REPLY);
                 }
                 if out.get(before) == Some(&b'-') {
-                    metrics.record_error(out[before + 1..].trim_ascii_end());
+                    let text = out[before + 1..].trim_ascii_end();
+                    metrics.record_error(text);
+                    metrics.record_end(spec.id, text);
+                }
+                if let Some(watch) = watch {
+                    let took = metrics.record_time(spec.id, &watch, 1);
+                    if let Some(seen) = &mut seen {
+                        (seen.note)(spec, took, &args);
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! A `CONFIG SET` of several parameters makes all changes or none: they are checked together before any core hears of
 //! one. There is no configuration file that this process writes, so `REWRITE` is refused.
 
-use gridkv_engine::command::{Spec, glob};
+use gridkv_engine::command::glob;
 use gridkv_engine::reply::Reply;
 
 use super::gather::each_core;
@@ -72,16 +72,14 @@ fn changes(settings: &Settings, args: &[&[u8]]) -> Result<Vec<Change>, Refused> 
     Ok(changes)
 }
 
-/// `CONFIG RESETSTAT`.
-pub(crate) async fn reset_statistics(core: &CoreRc, spec: &Spec, out: &mut dyn Reply) -> Outcome {
+/// `CONFIG RESETSTAT`. It is itself the first call of the new count: calls are counted when they end.
+pub(crate) async fn reset_statistics(core: &CoreRc, out: &mut dyn Reply) -> Outcome {
     each_core(core, |core| {
         let state = &mut *core.state.borrow_mut();
         state.metrics.reset();
         state.store.reset_stats();
     })
     .await;
-    // This call was counted before it was made, and is the first of the new count.
-    core.state.borrow_mut().metrics.record_command(spec, 1);
     out.ok();
     Ok(())
 }

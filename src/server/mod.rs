@@ -49,7 +49,7 @@ use gridkv_net::resp::{Protocol, Writer};
 pub(crate) use admin::shard_counts;
 #[cfg(test)]
 pub(crate) use cluster::tests::three as cluster_view_of_three;
-pub(crate) use slow::note;
+pub(crate) use slow::{Notes, note_later};
 
 use crate::cluster::requests::level_of;
 use crate::cores::CoreRc;
@@ -95,8 +95,8 @@ impl fmt::Display for Refused {
 /// Whether a command wrote its reply.
 type Outcome = Result<(), Refused>;
 
-/// Answers a command of the node: the bytes of exactly one reply in the caller's protocol. The caller has counted the
-/// call; what took long is noted here.
+/// Answers a command of the node: the bytes of exactly one reply in the caller's protocol. It is counted
+/// here, at its end, when it is known whether it is a call; what took long is noted.
 pub(crate) async fn answer(core: CoreRc, caller: Caller, spec: &'static Spec, args: Vec<Vec<u8>>) -> Vec<u8> {
     let mut out = Vec::new();
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
@@ -106,10 +106,14 @@ pub(crate) async fn answer(core: CoreRc, caller: Caller, spec: &'static Spec, ar
         Writer::new(caller.protocol, &mut out).error(&refused.0);
     }
     let took = started.elapsed();
-    let is_slow = core.state.borrow().settings.is_slow(took);
+    let is_slow = {
+        let state = &mut *core.state.borrow_mut();
+        state.metrics.record_call(spec.id, took, out.strip_prefix(b"-"));
+        state.settings.is_slow(took)
+    };
     if is_slow {
         let (addr, name) = clients::names(&core, caller.client);
-        note(&mut core.state.borrow_mut(), spec, took, &args, &addr, &name);
+        core.state.borrow_mut().notes().note(spec, took, &args, &addr, &name);
     }
     out
 }
@@ -123,7 +127,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&
         "info" => info::info(core, args, out).await,
         "config|get" => config::get(core, args, out),
         "config|set" => config::set(core, args, out).await,
-        "config|resetstat" => config::reset_statistics(core, spec, out).await,
+        "config|resetstat" => config::reset_statistics(core, out).await,
         "config|rewrite" => Err("ERR The server is running without a config file".into()),
         "client|list" => clients::list(core, caller, args, out).await,
         "client|info" => clients::info(core, caller, args, out).await,
@@ -133,7 +137,7 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&
         "slowlog|reset" => slow::reset(core, out).await,
         "latency|doctor" => slow::doctor(core, out).await,
         "latency|graph" => slow::graph(core, args, out).await,
-        "latency|histogram" => slow::histogram(core, spec, args, out).await,
+        "latency|histogram" => slow::histogram(core, args, out).await,
         "latency|history" => slow::history(core, args, out).await,
         "latency|latest" => slow::latest(core, out).await,
         "latency|reset" => slow::reset_latency(core, args, out).await,

@@ -1,53 +1,83 @@
 //! `SLOWLOG` and `LATENCY`: what took too long, over all cores.
 //!
-//! [`note`] is the way in: a session calls it for a command that [`Settings::is_slow`] found slow. What it keeps lies in
+//! [`Notes`] is the way in: a session calls it for a command that [`Settings::is_slow`] may have found slow. What it keeps lies in
 //! the core's own ring and monitor; the commands merge copies of them.
 //!
-//! Not timed: a plain GET or SET, and what waits for another core or for other nodes. Of these nobody keeps the arguments.
+//! Not seen by them on a core that has its data for itself: a plain GET or SET, and what waits for another core. Of a transaction
+//! the slow log has the commands there, and not EXEC, as in Redis. On data that other nodes hold too every command of a client is
+//! seen, EXEC as a whole, from its begin to its answer, the waiting for other nodes included; the core that coordinates it keeps it.
 //!
-//! Times are measured over all commands together, so `LATENCY HISTOGRAM` counts calls by command and leaves the
-//! histograms empty; `/metrics` has the histogram of all requests.
+//! `LATENCY HISTOGRAM` is about all calls, slow or not: `metrics/commands.rs` says which of them are timed.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use gridkv_engine::Millis;
 use gridkv_engine::command::{self, Flags, Spec};
 use gridkv_engine::reply::Reply;
 
-use super::gather::each_core;
-use super::latency::{self, EVENTS, Series};
-use super::slowlog::{self, Slow};
-use super::{Outcome, integer};
-use crate::cores::{CoreRc, State};
-use crate::metrics::{CoreMetrics, NodeMetrics};
-
-#[cfg(doc)]
+use super::gather::{each_core, on_core};
+use super::latency::{self, EVENTS, Monitor, Series};
 use super::settings::Settings;
+use super::slowlog::{self, Slow, Slowlog};
+use super::{Outcome, integer};
+use crate::cluster::requests;
+use crate::cores::{CoreRc, Counted};
+use crate::metrics::{Called, CoreMetrics, NodeMetrics};
 
 /// Entries that a plain `SLOWLOG GET` shows.
 const SHOWN: usize = 10;
 
-/// Remembers a command of a client that took long. `args` begins with its name.
-pub(crate) fn note(
-    state: &mut State,
-    spec: &Spec,
-    took: Duration,
-    args: &[&[u8]],
-    client_addr: &str,
-    client_name: &str,
-) {
-    let (settings, now) = (&state.settings, state.now);
-    if settings.slowlog_threshold.is_some_and(|least| took >= least) && !is_skipped(spec) {
-        state.slowlog.record(now, took, args, client_addr, client_name, settings.slowlog_len);
+/// Where a core keeps what took long.
+pub(crate) struct Notes<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) now: Millis,
+    pub(crate) slowlog: &'a mut Slowlog,
+    pub(crate) latency: &'a mut Monitor,
+}
+
+impl Notes<'_> {
+    /// Remembers a command of a client if it took long. `args` begins with its name.
+    pub(crate) fn note(&mut self, spec: &Spec, took: Duration, args: &[&[u8]], addr: &dyn Display, name: &str) {
+        if self.settings.slowlog_threshold.is_some_and(|least| took >= least) {
+            self.keep(took, slowlog::shown(args), &addr.to_string(), name);
+        }
+        self.sample(spec, took);
     }
-    if settings.latency_threshold.is_some_and(|least| took >= least) {
-        state.latency.record(now, took, spec.flags.contains(Flags::FAST));
+
+    fn keep(&mut self, took: Duration, shown: Vec<Vec<u8>>, addr: &str, name: &str) {
+        self.slowlog.record(self.now, took, shown, addr, name, self.settings.slowlog_len);
+    }
+
+    /// As [`Notes::note`], for the latency monitor only: of EXEC, whose commands are noted themselves.
+    pub(crate) fn sample(&mut self, spec: &Spec, took: Duration) {
+        if self.settings.latency_threshold.is_some_and(|least| took >= least) {
+            self.latency.record(self.now, took, spec.flags.contains(Flags::FAST));
+        }
     }
 }
 
-/// Whether the table keeps the command out of the slow log: EXEC, whose commands are noted themselves.
-fn is_skipped(spec: &Spec) -> bool {
-    spec.flags.names().any(|flag| flag == "skip_slowlog")
+/// As [`Notes::note`], for a command on data that other nodes hold too, EXEC as well. Its client may be another core's, which is
+/// asked who it is.
+pub(crate) fn note_later(core: &CoreRc, slow: requests::Slow) {
+    let core = core.clone();
+    let counted = Counted::new(&core);
+    glommio::spawn_local(async move {
+        let _counted = counted;
+        // A task runs at once up to its first await, and its maker still borrows the core.
+        futures_lite::future::yield_now().await;
+        let requests::Slow { core: of, conn, spec, took, shown } = slow;
+        let of = of.unwrap_or(core.id).index();
+        let who = on_core(&core, of, move |core| core.connections.borrow_mut().as_mut()?.who(conn)).await;
+        let (addr, name) = who.flatten().unwrap_or_default();
+        let state = &mut *core.state.borrow_mut();
+        let mut notes = state.notes();
+        if !shown.is_empty() {
+            notes.keep(took, shown, &addr, &name);
+        }
+        notes.sample(spec, took);
+    })
+    .detach();
 }
 
 /// `SLOWLOG GET [count]`, newest first.
@@ -196,32 +226,42 @@ fn diagnosis(threshold: Option<Duration>, all: &[Series], total: &CoreMetrics, n
     text
 }
 
-/// `LATENCY HISTOGRAM [command …]`: calls by command. A container stands for its subcommands; unknown names are skipped.
-pub(crate) async fn histogram(core: &CoreRc, own: &Spec, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
+/// `LATENCY HISTOGRAM [command …]`: for each command its calls and, for each class of times that some fell into, how many took no
+/// longer. A container stands for its subcommands; unknown names are skipped.
+pub(crate) async fn histogram(core: &CoreRc, args: &[&[u8]], out: &mut dyn Reply) -> Outcome {
     let mut total = CoreMetrics::new();
     for part in &each_core(core, |core| core.metrics()).await {
         total.add(part);
     }
     let mut found = called(&total, &args[2..]);
-    // This call was counted before it was made; it is not over yet.
-    for (_, calls) in found.iter_mut().filter(|(spec, _)| spec.id == own.id) {
-        *calls -= 1;
-    }
-    found.retain(|(_, calls)| *calls > 0);
+    found.retain(|(_, called)| called.calls > 0);
     out.map(found.len());
-    for (spec, calls) in found {
+    for (spec, called) in found {
         out.bulk(spec.name.as_bytes());
         out.map(2);
         out.bulk(b"calls");
-        out.integer(calls as i64);
+        out.integer(called.calls as i64);
         out.bulk(b"histogram_usec");
-        out.map(0);
+        let classes = spread(&called);
+        out.map(classes.len());
+        for (usec, calls) in classes {
+            out.integer(usec as i64);
+            out.integer(calls as i64);
+        }
     }
     Ok(())
 }
 
-/// Commands that were called, all or those named, each once.
-fn called(total: &CoreMetrics, names: &[&[u8]]) -> Vec<(&'static Spec, u64)> {
+/// Microseconds and how many calls took no longer. The calls that nobody has timed yet are spread as those that were, so that the
+/// last number is that of all calls.
+fn spread(called: &Called<'_>) -> Vec<(u64, u64)> {
+    let Some(times) = called.times else { return Vec::new() };
+    let scaled = |calls: u64| u128::from(calls) * u128::from(called.calls) / u128::from(times.calls().max(1));
+    times.classes().map(|(usec, calls)| (usec, scaled(calls) as u64)).collect()
+}
+
+/// Commands that were asked for, all or those named, each once.
+fn called<'a>(total: &'a CoreMetrics, names: &[&[u8]]) -> Vec<(&'static Spec, Called<'a>)> {
     let wanted: Option<Vec<&'static Spec>> = (!names.is_empty()).then(|| {
         let specs = names.iter().filter_map(|name| named(name));
         specs.flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())).collect()
@@ -244,7 +284,6 @@ fn named(name: &[u8]) -> Option<&'static Spec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::latency::Monitor;
 
     #[test]
     fn calls_are_found_by_command_container_and_subcommand() {
@@ -255,7 +294,7 @@ mod tests {
         let found = |names: &[&str]| {
             let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
             let mut found: Vec<_> =
-                called(&total, &names).into_iter().map(|(spec, calls)| (spec.name, calls)).collect();
+                called(&total, &names).into_iter().map(|(spec, called)| (spec.name, called.calls)).collect();
             found.sort_unstable();
             found
         };

@@ -13,7 +13,7 @@ use gridkv_engine::reply::Reply;
 /// Arguments shown of a command.
 const MAX_ARGS: usize = 32;
 /// Bytes shown of an argument.
-const MAX_ARG_LEN: usize = 128;
+pub(crate) const MAX_ARG_LEN: usize = 128;
 /// Stands for what must not be shown.
 const REDACTED: &[u8] = b"(redacted)";
 
@@ -58,12 +58,12 @@ impl Slowlog {
         Slowlog { entries: VecDeque::new(), next_id: core as u64, step: cores as u64 }
     }
 
-    /// Remembers a command; the oldest go beyond `most`.
+    /// Remembers a command, of which [`shown`] is kept; the oldest go beyond `most`.
     pub(crate) fn record(
         &mut self,
         now: Millis,
         took: Duration,
-        args: &[&[u8]],
+        shown: Vec<Vec<u8>>,
         client_addr: &str,
         client_name: &str,
         most: usize,
@@ -74,7 +74,7 @@ impl Slowlog {
             id,
             at: now,
             took,
-            args: shown(args),
+            args: shown,
             client_addr: client_addr.to_owned(),
             client_name: client_name.to_owned(),
         });
@@ -106,7 +106,7 @@ pub(crate) fn merge(cores: Vec<Vec<Slow>>, most: usize) -> Vec<Slow> {
 }
 
 /// What may be seen of a command: trimmed, without passwords.
-fn shown(args: &[&[u8]]) -> Vec<Vec<u8>> {
+pub(crate) fn shown(args: &[&[u8]]) -> Vec<Vec<u8>> {
     let secret = secrets(args);
     let kept = if args.len() > MAX_ARGS { MAX_ARGS - 1 } else { args.len() };
     let mut shown: Vec<Vec<u8>> = (args[..kept].iter().enumerate())
@@ -152,7 +152,7 @@ mod tests {
 
     fn recorded(words: &[&[u8]]) -> Vec<String> {
         let mut log = Slowlog::new(0, 1);
-        log.record(1, Duration::from_millis(20), words, "127.0.0.1:1", "", 8);
+        log.record(1, Duration::from_millis(20), shown(words), "127.0.0.1:1", "", 8);
         args(&log.newest(1)[0])
     }
 
@@ -183,7 +183,7 @@ mod tests {
         let mut logs = [Slowlog::new(0, 2), Slowlog::new(1, 2)];
         for at in 0..10u64 {
             let word = at.to_string();
-            logs[(at % 2) as usize].record(at, Duration::ZERO, &[word.as_bytes()], "", "", 3);
+            logs[(at % 2) as usize].record(at, Duration::ZERO, vec![word.into_bytes()], "", "", 3);
         }
         assert_eq!((logs[0].len(), logs[1].len()), (3, 3));
         let merged = merge(logs.iter().map(|log| log.newest(4)).collect(), 4);
@@ -191,7 +191,7 @@ mod tests {
         let mut ids: Vec<u64> = logs.iter().flat_map(|log| log.newest(9)).map(|entry| entry.id).collect();
         ids.sort_unstable();
         assert_eq!(ids, [4, 5, 6, 7, 8, 9]);
-        logs[0].record(20, Duration::ZERO, &[b"x"], "", "", 0);
+        logs[0].record(20, Duration::ZERO, Vec::new(), "", "", 0);
         assert_eq!(logs[0].len(), 0, "a length of zero keeps nothing");
     }
 }

@@ -15,13 +15,14 @@
 
 pub mod resp;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up. Generous: it is reached only when something is broken.
@@ -63,9 +64,14 @@ pub fn node_binary() -> &'static Path {
     })
 }
 
-/// An address of this machine that nobody listens on at the moment.
+/// An address of this machine that nobody listens on at the moment, and that was not given to anybody of this process before.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    until("a port that nobody has", || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        GIVEN.lock().expect("nobody panics with it").insert(address.port()).then_some(address)
+    })
 }
 
 /// The same for a node's peers, which use one port for TCP and UDP.

@@ -4,7 +4,7 @@ use gridkv_engine::command::{Spec, introspect, number};
 use gridkv_engine::reply::Reply;
 
 use super::replies::Loudness;
-use super::{Backplane, Login, ReplyMode, Session, Step};
+use super::{Backplane, Blame, Login, ReplyMode, Session, Step};
 use crate::resp::{Protocol, Writer};
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
@@ -41,6 +41,11 @@ impl Session {
         back: &mut impl Backplane,
         out: &mut Vec<u8>,
     ) -> Step {
+        self.blame = Blame::Failed(spec.id);
+        // What EXEC takes is measured where it runs.
+        if spec.name != "exec" {
+            back.begin(spec);
+        }
         let step = match spec.name {
             "watch" => self.watch(args, loudness, back, out),
             "exec" => self.exec(loudness, back, out),
@@ -49,7 +54,20 @@ impl Session {
         if step == Step::Later {
             return Step::Later;
         }
+        self.perform(spec, args, loudness, back, out);
         back.count(spec, args);
+        Step::Done
+    }
+
+    /// The part of it that never has to wait.
+    fn perform(
+        &mut self,
+        spec: &'static Spec,
+        args: &[&[u8]],
+        loudness: Loudness,
+        back: &mut impl Backplane,
+        out: &mut Vec<u8>,
+    ) {
         match spec.name {
             "watch" | "exec" => {}
             "ping" => match args {
@@ -106,8 +124,7 @@ impl Session {
                 } else if args[2].eq_ignore_ascii_case(b"off") {
                     false
                 } else {
-                    self.refuse(SYNTAX, loudness, back, out);
-                    return Step::Done;
+                    return self.refuse(SYNTAX, loudness, back, out);
                 };
                 if spec.name == "client|no-evict" {
                     self.client.no_evict = on
@@ -129,7 +146,6 @@ impl Session {
                 self.refuse(&text, loudness, back, out);
             }
         }
-        Step::Done
     }
 
     fn hello(&mut self, args: &[&[u8]], loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {

@@ -11,7 +11,7 @@ use gridkv_engine::reply::Reply;
 use super::claims::Touch;
 use super::replies::Loudness;
 use super::transaction::{Packer, Watched};
-use super::{Backplane, CROSS_SLOT, Multi, Queued, Request, Session, Step, Watching, touch_of};
+use super::{Backplane, Blame, CROSS_SLOT, Multi, Queued, Request, Session, Step, Watching, touch_of};
 use crate::resp::Writer;
 
 /// Bytes of replies that the session's own commands may add to a transaction.
@@ -56,7 +56,7 @@ impl Session {
         if self.multi.is_some() {
             // Redis does not break the transaction for it.
             let text = "ERR MULTI calls can not be nested";
-            back.count_error(text.as_bytes());
+            back.count_error(self.blame, text.as_bytes());
             let protocol = self.client.protocol;
             return self.reply(loudness, out, |out| Writer::new(protocol, out).error(text));
         }
@@ -89,7 +89,7 @@ impl Session {
     ) -> Step {
         if self.multi.is_some() {
             let text = "ERR WATCH inside MULTI is not allowed";
-            back.count_error(text.as_bytes());
+            back.count_error(self.blame, text.as_bytes());
             let protocol = self.client.protocol;
             self.reply(loudness, out, |out| Writer::new(protocol, out).error(text));
             return Step::Done;
@@ -225,6 +225,7 @@ impl Session {
     /// are more than a transaction may carry.
     fn pack(&mut self, watched: &[Watched], queue: Vec<Queued>, back: &mut impl Backplane) -> Option<Vec<u8>> {
         let mut packer = Packer::new(watched, queue.len());
+        let blame = self.blame;
         let mut answered = 0;
         for step in queue {
             if step.spec.route == Route::Session {
@@ -232,7 +233,7 @@ impl Session {
                 let before = std::mem::take(&mut self.replies);
                 let mut reply = Vec::new();
                 self.own(step.spec, &args, Loudness::Heard, back, &mut reply);
-                self.replies = before;
+                (self.replies, self.blame) = (before, blame);
                 answered += reply.len();
                 if answered > MAX_ANSWERED {
                     return None;
@@ -250,6 +251,7 @@ impl Session {
         let Some(step) = self.running.pop_front() else { return Step::Done };
         let args: Vec<&[u8]> = step.args.iter().map(Vec::as_slice).collect();
         let loudness = if self.is_silent() { Loudness::Quiet } else { Loudness::Heard };
+        self.blame = Blame::Refused(step.spec.id);
         let done = self.route(step.spec, &args, loudness, back, out);
         if done == Step::Later {
             self.running.push_front(step);

@@ -155,10 +155,23 @@ pub trait Backplane {
     fn login(&mut self, user: &[u8], password: &[u8]) -> Login;
     /// Whether clients must give a password.
     fn needs_password(&self) -> bool;
-    /// Counts a command that the session itself answers.
+    /// A command begins that the session itself answers.
+    fn begin(&mut self, _spec: &'static Spec) {}
+    /// Counts a command that the session itself has answered.
     fn count(&mut self, spec: &'static Spec, args: &[&[u8]]);
     /// Counts an error reply, given as its text with prefix.
-    fn count_error(&mut self, text: &[u8]);
+    fn count_error(&mut self, blame: Blame, text: &[u8]);
+}
+
+/// The command that an error reply is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// It was refused and has not run.
+    Refused(CommandId),
+    /// The session has run it.
+    Failed(CommandId),
+    /// None, or whoever ran it has counted it.
+    Counted,
 }
 
 /// What is known of a client.
@@ -241,6 +254,16 @@ struct Ahead {
     value: Option<Span>,
 }
 
+impl Ahead {
+    /// The command at `start`; its key's place in the table is on its way into the cache.
+    #[inline(always)]
+    fn new(input: &[u8], start: usize, key: Span, value: Option<Span>, back: &impl Backplane) -> Ahead {
+        let hash = back.keyspace().locate(key.of(&input[start..]));
+        back.prefetch_place(hash);
+        Ahead { hash, start, key, value }
+    }
+}
+
 /// Commands read before the first of them runs.
 const AHEAD: usize = 32;
 
@@ -269,6 +292,8 @@ pub struct Session {
     window: usize,
     authenticated: bool,
     reply_mode: ReplyMode,
+    /// Whose error it is when there is one.
+    blame: Blame,
     multi: Option<Multi>,
     watched: Vec<Watched>,
     /// A WATCH whose versions are under way.
@@ -300,6 +325,7 @@ impl Session {
             window: FIRST_WINDOW,
             authenticated: !needs_password,
             reply_mode: ReplyMode::On,
+            blame: Blame::Counted,
             multi: None,
             watched: Vec::new(),
             watching: None,
@@ -416,7 +442,7 @@ impl Session {
             self.window = (back.limits().output_high_water / answer.bytes.len()).clamp(1, self.window);
         }
         if answer.is_error() {
-            back.count_error(answer.bytes.strip_prefix(b"-").unwrap_or(answer.bytes));
+            back.count_error(Blame::Counted, answer.bytes.strip_prefix(b"-").unwrap_or(answer.bytes));
         }
         let whole = match &mut self.watching {
             Some(watching) if watching.slot == slot => {
@@ -486,12 +512,9 @@ impl Session {
             let wire = if self.authenticated { back.limits().wire } else { WireLimits::STRANGER };
             let parsed = self.decoder.parse(&input[at..], &wire, &mut spans);
             if let Ok(Parsed::Command { consumed }) = parsed
-                && let Some(mut hot) = self.hot(&spans, &input[at..])
+                && let Some((key, value)) = self.hot(&spans, &input[at..])
             {
-                hot.hash = back.keyspace().locate(hot.key.of(&input[at..]));
-                hot.start = at;
-                back.prefetch_place(hot.hash);
-                ahead.push(hot);
+                ahead.push(Ahead::new(input, at, key, value, back));
                 at += consumed;
                 continue;
             }
@@ -552,26 +575,23 @@ impl Session {
     /// Reads GETs and SETs as long as they come in their usual form and there is room for them. Where the first other command begins.
     #[inline(never)]
     fn read_ahead(&self, ahead: &mut Vec<Ahead>, input: &[u8], mut at: usize, back: &impl Backplane) -> usize {
-        let (keyspace, limits) = (back.keyspace(), &back.limits().wire);
+        let limits = &back.limits().wire;
         while ahead.len() < AHEAD
             && let Some(Short { key, value, consumed }) = self.decoder.short(&input[at..], limits)
         {
-            let hash = keyspace.locate(key.of(&input[at..]));
-            back.prefetch_place(hash);
-            ahead.push(Ahead { hash, start: at, key, value });
+            ahead.push(Ahead::new(input, at, key, value, back));
             at += consumed;
         }
         at
     }
 
-    /// A GET or SET in another form, such as one that came in pieces; its hash and start are still to be filled in.
-    fn hot(&self, spans: &[Span], bytes: &[u8]) -> Option<Ahead> {
-        let (key, value) = match *spans {
-            [name, key] if self.plain && name.len == 3 && is(name.of(bytes), b"get") => (key, None),
-            [name, key, value] if self.plain && name.len == 3 && is(name.of(bytes), b"set") => (key, Some(value)),
-            _ => return None,
-        };
-        Some(Ahead { hash: KeyHash::MIN, start: 0, key, value })
+    /// Key and value of a GET or SET in another form, such as one that came in pieces.
+    fn hot(&self, spans: &[Span], bytes: &[u8]) -> Option<(Span, Option<Span>)> {
+        match *spans {
+            [name, key] if self.plain && name.len == 3 && is(name.of(bytes), b"get") => Some((key, None)),
+            [name, key, value] if self.plain && name.len == 3 && is(name.of(bytes), b"set") => Some((key, Some(value))),
+            _ => None,
+        }
     }
 
     /// Runs what was read ahead. When one cannot run now, where it begins: reading goes on from there later.
@@ -625,6 +645,7 @@ impl Session {
         let owner = back.owner(hash);
         let protocol = self.client.protocol;
         if key.len() > back.limits().max_key {
+            self.blame = Blame::Refused(self.hot.get);
             self.key_too_long(back, out);
         } else if self.claims.forbid(hash, Touch::Read) {
             return Step::Later;
@@ -646,6 +667,7 @@ impl Session {
     fn set(&mut self, hash: KeyHash, key: &[u8], value: &[u8], back: &mut impl Backplane, out: &mut Vec<u8>) -> Step {
         let owner = back.owner(hash);
         if key.len() > back.limits().max_key {
+            self.blame = Blame::Refused(self.hot.set);
             self.key_too_long(back, out);
         } else if self.claims.forbid(hash, Touch::Blind) {
             return Step::Later;
@@ -673,11 +695,13 @@ impl Session {
         let spec = match command::resolve(args) {
             Ok(spec) => spec,
             Err(refusal) => {
+                self.blame = refusal.command().map_or(Blame::Counted, Blame::Refused);
                 self.refuse(refusal.text(), loudness, back, out);
                 self.after_skip(skipping);
                 return Step::Done;
             }
         };
+        self.blame = Blame::Refused(spec.id);
         let step = self.checked(spec, args, loudness, back, out);
         if step == Step::Done {
             self.client.last = Some(spec.id);
@@ -927,13 +951,14 @@ impl Session {
     #[cold]
     fn refuse(&mut self, text: &str, loudness: Loudness, back: &mut impl Backplane, out: &mut Vec<u8>) {
         self.break_multi();
-        back.count_error(text.as_bytes());
+        back.count_error(self.blame, text.as_bytes());
         let protocol = self.client.protocol;
         self.reply(loudness, out, |out| Writer::new(protocol, out).error(text));
     }
 
     #[cold]
     fn error(&mut self, text: &str, back: &mut impl Backplane, out: &mut Vec<u8>) {
+        self.blame = Blame::Counted;
         self.refuse(text, Loudness::Heard, back, out);
     }
 

@@ -13,7 +13,7 @@ use gridkv_engine::reply::Reply;
 use gridkv_engine::store::{Store, StoreConfig};
 
 use super::transaction::{Step, Transaction, version_bytes};
-use super::{Answer, Backplane, Client, Limits, Login, Request, Session};
+use super::{Answer, Backplane, Blame, Client, Limits, Login, Request, Session};
 use crate::frame::Status;
 use crate::mesh::CoreId;
 use crate::resp::{Limits as WireLimits, Protocol, Writer};
@@ -277,5 +277,5 @@ impl Backplane for Cores {
         self.password.is_some()
     }
     fn count(&mut self, _: &'static Spec, _: &[&[u8]]) {}
-    fn count_error(&mut self, _: &[u8]) {}
+    fn count_error(&mut self, _: Blame, _: &[u8]) {}
 }
