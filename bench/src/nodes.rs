@@ -1,19 +1,22 @@
-//! Nodes of one cluster as processes: started, killed, started again, asked what they see.
+//! Nodes of one cluster as processes: started, killed, started again, stopped for a while, asked what they see.
 //!
 //! - Each has a directory below one folder, which holds its log too, and fixed ports outside of those that the kernel gives
 //!   to clients, so that a killed node finds its ports free.
 //! - All are killed when [`Nodes`] is dropped, by a panic too; when this process is killed outright, by the kernel (where
-//!   `setpriv` is installed).
+//!   `setpriv` is installed). That ends those that are stopped, too.
 //! - Every wait has a deadline, and ends early when somebody presses Ctrl-C.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::child::{find, ours};
@@ -161,6 +164,10 @@ impl Nodes {
     /// Starts a node, with `seeds` to ask, and waits until it answers.
     pub(crate) fn start(&mut self, at: usize, seeds: &[usize]) -> Result<(), Failure> {
         let place = &self.places[at];
+        // A process that was killed is gone before its sockets are: the kernel takes its rings apart later.
+        self.wait(START_PATIENCE, at, "does not find its ports free", || {
+            (is_free(place.client) && is_free(place.peer)).then_some(())
+        })?;
         let dir = self.folder.join(format!("node-{at}"));
         fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
         let log = self.log(at);
@@ -224,6 +231,24 @@ impl Nodes {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Stops a node where it is, as a machine that stands still would: connections to it stay, and are taken, and what is
+    /// sent waits for it.
+    pub(crate) fn stop(&self, at: usize) -> Result<(), Failure> {
+        self.signal(at, Signal::STOP)
+    }
+
+    /// Lets a node that was stopped go on.
+    pub(crate) fn go_on(&self, at: usize) -> Result<(), Failure> {
+        self.signal(at, Signal::CONT)
+    }
+
+    fn signal(&self, at: usize, signal: Signal) -> Result<(), Failure> {
+        // As long as nobody has waited for it, its number is its own.
+        let child = self.running[at].as_ref().ok_or_else(|| self.failed(at, "does not run"))?;
+        kill_process(Pid::from_child(child), signal)
+            .map_err(|error| self.failed(at, &format!("could not be sent {signal:?}: {error}")))
     }
 
     /// Whether all that were started still run.
@@ -297,6 +322,20 @@ impl Nodes {
         Ok(start.elapsed())
     }
 
+    /// Waits until all nodes that run see each other and have the same map; `what` is said about node `at` when it takes too
+    /// long.
+    pub(crate) fn wait_until_one_cluster(&self, patience: Duration, at: usize, what: &str) -> Result<(), Failure> {
+        let live = self.live();
+        let count = live.len() as u64;
+        self.wait(patience, at, what, || {
+            let views: Option<Vec<_>> = live.iter().map(|&at| self.health(at)).collect();
+            let views = views?;
+            let same = views.iter().all(|view| (view.cluster, view.epoch) == (views[0].cluster, views[0].epoch));
+            let reached = views.iter().all(|view| (view.alive, view.present) == (count, count) && !view.isolated);
+            (same && reached).then_some(())
+        })
+    }
+
     /// Sleeps a little, unless it is time to give up with `what`.
     fn pause(&self, deadline: Instant, at: usize, what: &str) -> Result<(), Failure> {
         if interrupt::requested() {
@@ -344,6 +383,20 @@ impl Nodes {
     }
 }
 
+/// Whether nobody listens there. Of an address in another network nothing is known here, and nothing said against it.
+///
+/// It does not listen itself: a client that tries the port meanwhile would be let in, and a node would find it taken.
+fn is_free(addr: SocketAddr) -> bool {
+    let bound = || {
+        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        net::bind(&socket, &addr)
+    };
+    let in_use = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    bound() != Err(Errno::ADDRINUSE) && !UdpSocket::bind(addr).is_err_and(in_use)
+}
+
 impl Drop for Nodes {
     fn drop(&mut self) {
         for at in 0..self.running.len() {
@@ -353,5 +406,76 @@ impl Drop for Nodes {
             // What cannot be removed stays; the run itself is done.
             let _ = fs::remove_dir_all(&self.folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A process that does nothing, as the only node.
+    fn idle() -> Nodes {
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).process_group(0).spawn();
+        Nodes {
+            args: NodeArgs { node: None, folder: None, log_level: "info".into(), shards: 1 },
+            flags: Vec::new(),
+            program: "sleep".into(),
+            folder: std::env::temp_dir().join(format!("gridkv-nodes-test-{}", std::process::id())),
+            places: Vec::new(),
+            running: vec![Some(child.expect("there is a program that sleeps"))],
+            keep: false,
+        }
+    }
+
+    /// Waits until the kernel says that the process is in one of these states; `-` if there is none.
+    fn wait_for_state(pid: u32, wanted: &str) {
+        let state = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            stat.rsplit(')').next()?.trim_start().chars().next()
+        };
+        let deadline = Instant::now() + START_PATIENCE;
+        while !wanted.contains(state().unwrap_or('-')) {
+            assert!(Instant::now() < deadline, "{:?}, not one of {wanted}", state());
+            std::thread::sleep(ASK_EVERY);
+        }
+    }
+
+    #[test]
+    fn a_node_is_stopped_and_goes_on() {
+        let nodes = idle();
+        let pid = nodes.running[0].as_ref().expect("it runs").id();
+        nodes.stop(0).unwrap();
+        wait_for_state(pid, "T");
+        nodes.go_on(0).unwrap();
+        wait_for_state(pid, "SR");
+    }
+
+    #[test]
+    fn a_stopped_node_does_not_outlive_us() {
+        let nodes = idle();
+        let pid = nodes.running[0].as_ref().expect("it runs").id();
+        nodes.stop(0).unwrap();
+        wait_for_state(pid, "T");
+        drop(nodes);
+        wait_for_state(pid, "-");
+    }
+
+    #[test]
+    fn a_port_is_free_when_nobody_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        assert!(!is_free(addr));
+        drop(listener);
+        assert!(is_free(addr));
+        assert!(is_free("192.0.2.1:7010".parse().unwrap()), "it is not ours to ask for");
+    }
+
+    #[test]
+    fn who_does_not_run_cannot_be_stopped() {
+        let mut nodes = idle();
+        nodes.kill(0);
+        assert!(nodes.stop(0).unwrap_err().to_string().contains("does not run"));
     }
 }

@@ -13,15 +13,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::entries::Entries;
-use super::load::{Load, LoadArgs, Seen};
-use super::{Figures, Verdict, counts_in_words};
+use super::load::{Load, LoadArgs, REPLY_PATIENCE, Seen};
+use super::{Figures, Verdict, WHOLE, counts_in_words};
 use crate::failure::Failure;
 use crate::latency::Latencies;
 use crate::link::Answer;
 use crate::nodes::{NodeArgs, Nodes, loopback};
 use crate::units;
 
-const WHOLE: Duration = Duration::from_secs(180);
 /// How long the load is watched while nothing moves.
 const REST: Duration = Duration::from_secs(4);
 /// The bars.
@@ -71,7 +70,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn changes(args: &Args, nodes: &mut Nodes) -> Result<bool, Failure> {
     nodes.found(3, WHOLE)?;
     args.entries.write(nodes)?;
-    let load = Load::start(&args.load, nodes.clients(), 3);
+    let load = Load::start(&args.load, nodes.clients(), 3, REPLY_PATIENCE);
     std::thread::sleep(REST);
     let mut all = load.take();
     eprintln!("before: {}", counts_in_words(&all));

@@ -10,6 +10,11 @@
 //!
 //! Each client has a counter besides, on which it increments: the one conditional command here ([`super::counter`]).
 //!
+//! While nodes stand still ([`Load::set_aside`]) every second client turns away from them, so that the load goes on; the others go on
+//! asking them and wait, however long: what they asked is done or refused when the node goes on, with a view of before. They
+//! wait because a request that nobody waits for any more is still read by the node, later than all that its client
+//! did elsewhere meanwhile, and then nothing could be said about its key.
+//!
 //! `check` reads every key from every node at the end.
 
 use std::collections::BTreeMap;
@@ -28,8 +33,9 @@ use crate::options::count;
 use crate::random::Random;
 use crate::units;
 
-/// How long a client waits for a reply before it takes the connection for dead: far more than an operation may take.
-const REPLY_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a client waits for a reply before it takes the connection for dead: far more than an operation may take, where no
+/// node stands still.
+pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(8);
 /// How long a node that takes no connection is left alone.
 const AWAY: Duration = Duration::from_millis(50);
 /// Of that many times that a cold key is drawn, it is written or deleted once, while that is still to be done.
@@ -39,6 +45,9 @@ const COUNTS: u64 = 32;
 const COUNT_READS: u64 = 4;
 /// Contradictions that are told in words.
 const TOLD: usize = 20;
+/// An operation that took so long at a node that was set aside was with it while it stood still, which it does not from the
+/// first moment on.
+const HELD: Duration = Duration::from_millis(150);
 /// How long one key may be refused in the last check.
 const CHECK_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -60,6 +69,13 @@ pub(super) struct LoadArgs {
     /// Seed of what is drawn by chance
     #[arg(long, default_value = "1", value_name = "NUMBER", help_heading = "Load")]
     pub(super) seed: u64,
+}
+
+impl LoadArgs {
+    /// Clients.
+    pub(super) fn clients(&self) -> usize {
+        self.clients
+    }
 }
 
 /// What became of operations at one node.
@@ -100,6 +116,14 @@ impl Counts {
     }
 }
 
+/// What became of operations that were with a node while it stood still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Held {
+    pub(super) done: u64,
+    pub(super) refused: u64,
+    pub(super) unknown: u64,
+}
+
 /// What clients saw since they were last asked.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
@@ -109,8 +133,11 @@ pub(super) struct Seen {
     pub(super) errors: BTreeMap<String, u64>,
     /// An example of each.
     pub(super) examples: BTreeMap<String, String>,
-    /// How long operations took, whatever came of them.
+    /// How long operations took, whatever came of them, at nodes that did not stand still.
     pub(super) took: Latencies,
+    /// What became of operations at nodes that stood still while these were with them; they are among the others, too, but
+    /// not in `took`.
+    pub(super) held: Held,
     /// Reads that contradict what was acknowledged, by kind.
     pub(super) lost: u64,
     pub(super) resurrected: u64,
@@ -130,13 +157,13 @@ impl Seen {
 
     /// All nodes together.
     pub(super) fn total(&self) -> Counts {
-        self.without(usize::MAX)
+        self.without(&[])
     }
 
-    /// All nodes but one.
-    pub(super) fn without(&self, node: usize) -> Counts {
+    /// All nodes but these.
+    pub(super) fn without(&self, nodes: &[usize]) -> Counts {
         let mut total = Counts::default();
-        self.counts.iter().enumerate().filter(|(at, _)| *at != node).for_each(|(_, counts)| total.add(counts));
+        self.counts.iter().enumerate().filter(|(at, _)| !nodes.contains(at)).for_each(|(_, counts)| total.add(counts));
         total
     }
 
@@ -158,6 +185,9 @@ impl Seen {
             self.examples.entry(kind.clone()).or_insert_with(|| example.clone());
         }
         self.took.add(&other.took);
+        self.held.done += other.held.done;
+        self.held.refused += other.held.refused;
+        self.held.unknown += other.held.unknown;
         self.lost += other.lost;
         self.resurrected += other.resurrected;
         self.unmade += other.unmade;
@@ -193,9 +223,23 @@ impl Seen {
         }
     }
 
-    /// Counts how an operation went on, and what that means for it.
-    fn ended(&mut self, node: usize, took: Duration, answer: &io::Result<Answer>) -> Ending {
-        self.took.record(took.as_nanos() as u64, 1);
+    /// Counts how an operation went on, and what that means for it; `held` if its node was set aside meanwhile.
+    fn ended(&mut self, node: usize, took: Duration, held: bool, answer: &io::Result<Answer>) -> Ending {
+        if !held {
+            self.took.record(took.as_nanos() as u64, 1);
+        }
+        let ending = self.ending(node, answer);
+        if held && took >= HELD {
+            *match ending {
+                Ending::Acknowledged => &mut self.held.done,
+                Ending::Refused => &mut self.held.refused,
+                Ending::Unknown => &mut self.held.unknown,
+            } += 1;
+        }
+        ending
+    }
+
+    fn ending(&mut self, node: usize, answer: &io::Result<Answer>) -> Ending {
         match answer {
             Ok(Answer::Error(text)) => {
                 let is_unknown = text.starts_with("UNKNOWN");
@@ -226,6 +270,9 @@ struct Shared {
     addresses: Vec<SocketAddr>,
     /// How many of them are in use: the first ones.
     used: AtomicU64,
+    /// By node how often it was set aside or taken back: odd while it stands still.
+    aside: Vec<AtomicU64>,
+    patience: Duration,
     stop: AtomicBool,
     start: Instant,
     seen: Vec<Mutex<Seen>>,
@@ -246,11 +293,12 @@ pub(super) struct Rested {
 }
 
 impl Load {
-    /// Starts clients on the first `used` of the nodes.
-    pub(super) fn start(args: &LoadArgs, addresses: Vec<SocketAddr>, used: usize) -> Load {
+    /// Starts clients on the first `used` of the nodes, which wait for each answer for `patience`.
+    pub(super) fn start(args: &LoadArgs, addresses: Vec<SocketAddr>, used: usize, patience: Duration) -> Load {
         let seen = (0..args.clients).map(|_| Mutex::new(Seen::new(addresses.len()))).collect();
         let (used, stop) = (AtomicU64::new(used as u64), AtomicBool::new(false));
-        let shared = Arc::new(Shared { addresses, used, stop, start: Instant::now(), seen });
+        let aside = addresses.iter().map(|_| AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared { addresses, used, aside, patience, stop, start: Instant::now(), seen });
         let spawn = |number: usize| {
             let mut client = Client::new(number, args, shared.clone());
             std::thread::spawn(move || {
@@ -265,6 +313,18 @@ impl Load {
     /// Uses the first `used` of the nodes from now on.
     pub(super) fn use_nodes(&self, used: usize) {
         self.shared.used.store(used as u64, Ordering::Relaxed);
+    }
+
+    /// Has every second client turn away from a node, which will stand still.
+    pub(super) fn set_aside(&self, node: usize) {
+        let before = self.shared.aside[node].fetch_add(1, Ordering::Relaxed);
+        assert!(!is_aside(before), "a node is set aside once");
+    }
+
+    /// Has all clients use a node again.
+    pub(super) fn take_back(&self, node: usize) {
+        let before = self.shared.aside[node].fetch_add(1, Ordering::Relaxed);
+        assert!(is_aside(before), "who is taken back was set aside");
     }
 
     /// What was seen since this was last asked.
@@ -431,6 +491,9 @@ impl Client {
         let used = self.shared.used.load(Ordering::Relaxed) as usize;
         let first = self.random.below(used as u64) as usize;
         for node in (first..used).chain(0..first) {
+            if !self.waits() && is_aside(self.aside(node)) {
+                continue;
+            }
             match self.reach(node) {
                 Reached::Yes => return Some(node),
                 Reached::No => self.seen().counts[node].unreached += 1,
@@ -438,6 +501,21 @@ impl Client {
             }
         }
         None
+    }
+
+    /// Whether it goes on asking nodes that stand still.
+    fn waits(&self) -> bool {
+        !self.number.is_multiple_of(2)
+    }
+
+    /// How often a node was set aside or taken back.
+    fn aside(&self, node: usize) -> u64 {
+        self.shared.aside[node].load(Ordering::Relaxed)
+    }
+
+    /// Whether a node stood still between that number and now.
+    fn was_aside(&self, node: usize, before: u64) -> bool {
+        is_aside(before) || before != self.aside(node)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -462,7 +540,7 @@ impl Client {
         if Instant::now() < self.away_until[node] {
             return Reached::NotTried;
         }
-        self.links[node] = Link::connect(self.shared.addresses[node], REPLY_PATIENCE).ok();
+        self.links[node] = Link::connect(self.shared.addresses[node], self.shared.patience).ok();
         if self.links[node].is_some() {
             return Reached::Yes;
         }
@@ -471,7 +549,7 @@ impl Client {
     }
 
     fn operate(&mut self, node: usize, key: usize, op: Op) {
-        let name = self.key(key);
+        let (name, aside) = (self.key(key), self.aside(node));
         let Some(link) = &mut self.links[node] else { return };
         let number = if matches!(op, Op::Read) { 0 } else { self.keys[key].next() };
         let start = Instant::now();
@@ -480,14 +558,14 @@ impl Client {
             Op::Write => link.call(&[b"SET", &name, &value(number, self.value_size)]),
             Op::Delete => link.call(&[b"DEL", &name]),
         };
-        let took = start.elapsed();
+        let (took, held) = (start.elapsed(), self.was_aside(node, aside));
         if answer.is_err() {
             self.links[node] = None;
         }
         let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
         let ledger = &mut self.keys[key];
         let time = (start - self.shared.start, start + took - self.shared.start);
-        let ending = seen.ended(node, took, &answer);
+        let ending = seen.ended(node, took, held, &answer);
         let what = match (op, ending) {
             (Op::Read, Ending::Acknowledged) => "read",
             (Op::Read, _) => "failed read",
@@ -534,17 +612,17 @@ impl Client {
 
     /// Increments the counter, or reads it.
     fn count(&mut self, node: usize) {
-        let name = self.counter_key();
+        let (name, aside) = (self.counter_key(), self.aside(node));
         let increments = self.random.below(COUNT_READS) > 0;
         let Some(link) = &mut self.links[node] else { return };
         let start = Instant::now();
         let answer = link.call(&[if increments { b"INCR" } else { b"GET" }, &name]);
-        let took = start.elapsed();
+        let (took, held) = (start.elapsed(), self.was_aside(node, aside));
         if answer.is_err() {
             self.links[node] = None;
         }
         let mut seen = self.shared.seen[self.number].lock().expect("nobody panics with it");
-        let (ending, expected) = (seen.ended(node, took, &answer), self.counter.expected());
+        let (ending, expected) = (seen.ended(node, took, held, &answer), self.counter.expected());
         let says = answer.ok().as_ref().and_then(counted);
         let result = match (ending, increments) {
             (Ending::Acknowledged, true) => {
@@ -627,6 +705,11 @@ impl Client {
         }
         seen
     }
+}
+
+/// Whether a node that was set aside or taken back that often stands still.
+fn is_aside(times: u64) -> bool {
+    !times.is_multiple_of(2)
 }
 
 /// A value that says its number.
@@ -744,10 +827,59 @@ mod tests {
         let mut seen = Seen::new(2);
         seen.counts[0] = Counts { reads: 15, refused: 2, unknown: 2, cut: 1, unreached: 4, ..Counts::default() };
         seen.counts[1] = Counts { writes: 10, refused: 10, unreached: 1, ..Counts::default() };
-        assert_eq!(seen.without(1).share(), 0.75);
-        assert_eq!(seen.without(0).unreached, 1);
+        assert_eq!(seen.without(&[1]).share(), 0.75);
+        assert_eq!(seen.without(&[0]).unreached, 1);
+        assert_eq!(seen.without(&[0, 1]).share(), 0.0);
         assert_eq!(seen.total().share(), 0.625);
         assert_eq!(Counts::default().share(), 0.0);
+    }
+
+    #[test]
+    fn what_waited_for_a_node_that_stood_still_is_told_apart() {
+        let mut seen = Seen::new(1);
+        let ended = |seen: &mut Seen, held, answer| seen.ended(0, Duration::from_secs(9), held, &answer);
+        assert_eq!(ended(&mut seen, true, Ok(Answer::Done)), Ending::Acknowledged);
+        assert_eq!(ended(&mut seen, true, Ok(Answer::Error("TIMEOUT no answer".into()))), Ending::Refused);
+        assert_eq!(ended(&mut seen, true, Ok(Answer::Error("UNKNOWN outcome".into()))), Ending::Unknown);
+        assert_eq!(ended(&mut seen, true, Err(io::ErrorKind::UnexpectedEof.into())), Ending::Unknown);
+        let early = seen.ended(0, Duration::from_millis(10), true, &Ok(Answer::Done));
+        assert_eq!(early, Ending::Acknowledged);
+        assert_eq!(seen.held, Held { done: 1, refused: 1, unknown: 2 }, "not what was over before it stood still");
+        assert_eq!((seen.counts[0].refused, seen.counts[0].unknown, seen.counts[0].cut), (1, 1, 1));
+        assert_eq!(seen.longest(), 0.0);
+        ended(&mut seen, false, Ok(Answer::Done));
+        let mut all = Seen::new(1);
+        all.add(&seen);
+        all.add(&seen);
+        assert_eq!(all.held, Held { done: 2, refused: 2, unknown: 4 });
+        assert!(all.longest() >= 8.9);
+    }
+
+    /// A client that gave a node up while it stood still would have its request done later than what it did elsewhere.
+    #[test]
+    fn half_of_the_clients_turn_away_from_a_node_that_stands_still() {
+        let listeners = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let shared = Shared {
+            addresses,
+            used: AtomicU64::new(2),
+            aside: vec![AtomicU64::new(0), AtomicU64::new(0)],
+            patience: REPLY_PATIENCE,
+            stop: AtomicBool::new(false),
+            start: Instant::now(),
+            seen: [(); 2].map(|()| Mutex::new(Seen::new(2))).into(),
+        };
+        let args = LoadArgs { clients: 2, keys: 4, rate: 0, value_size: 10, seed: 1 };
+        let load = Load { shared: Arc::new(shared), threads: Vec::new() };
+        let nodes = |number| {
+            let mut client = Client::new(number, &args, load.shared.clone());
+            (0..64).filter_map(|_| client.any_node()).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert_eq!((nodes(0), nodes(1)), (2, 2));
+        load.set_aside(1);
+        assert_eq!((nodes(0), nodes(1)), (1, 2));
+        load.take_back(1);
+        assert_eq!((nodes(0), nodes(1)), (2, 2));
     }
 
     #[test]

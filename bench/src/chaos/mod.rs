@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `kill` | nodes die one at a time and come back empty |
 //! | `partition` | a minority is cut off for a while |
+//! | `pause` | nodes are stopped where they are and go on later |
 //! | `grow` | nodes join, one is drained |
 //!
 //! Clients ([`load`]) note what they were told; [`ledger`] knows what a read may find after that, [`counter`] what a counter may
@@ -11,20 +12,29 @@
 
 mod counter;
 mod entries;
+mod fills;
 mod grow;
 mod kill;
 mod ledger;
 mod load;
 mod network;
 mod partition;
+mod pause;
+mod pauses;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::load::Seen;
+use self::load::{Load, LoadArgs, Seen};
 use crate::failure::Failure;
 use crate::nodes::Nodes;
+
+/// How long all copies may take to be whole again before the run is given up.
+const WHOLE: Duration = Duration::from_secs(180);
+/// How far the share of operations that nodes do may be from the share of shards that they have a quorum of.
+const SLACK: f64 = 0.05;
 
 /// Real processes under load while something happens to them
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +47,7 @@ pub(crate) struct Args {
 enum What {
     Kill(kill::Args),
     Partition(partition::Args),
+    Pause(pause::Args),
     Grow(grow::Args),
 }
 
@@ -44,6 +55,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Kill(args) => kill::run(args),
         What::Partition(args) => partition::run(args),
+        What::Pause(args) => pause::run(args),
         What::Grow(args) => grow::run(args),
     }
 }
@@ -100,6 +112,69 @@ impl fmt::Display for Verdict {
             writeln!(f, "{} {name:<22} {figure}", if *good { "kept  " } else { "BROKEN" })?;
         }
         self.told.iter().try_for_each(|told| writeln!(f, "  {told}"))
+    }
+}
+
+/// The share of shards that these nodes have a quorum of.
+fn quorums(nodes: &Nodes, side: &[usize]) -> Result<f64, Failure> {
+    nodes.wait(WHOLE, side[0], "does not tell its shards", || {
+        let numbers: Option<Vec<u64>> = side.iter().map(|&at| Some(nodes.life(side[0], at)?.0)).collect();
+        let numbers = numbers?;
+        let shards = nodes.ask(side[0], "SHARDS")?;
+        let shards = shards.as_array()?;
+        let holds = |shard: &&serde_json::Value| {
+            let replicas: Vec<u64> =
+                shard["replicas"].as_array().into_iter().flatten().filter_map(|r| r.as_u64()).collect();
+            replicas.iter().filter(|no| numbers.contains(no)).count() * 2 > replicas.len()
+        };
+        Some(shards.iter().filter(holds).count() as f64 / shards.len().max(1) as f64)
+    })
+}
+
+/// Whether "whole" means that the copies of entries are there: those that there were each time, and that there should be.
+fn filled(verdict: &mut Verdict, copies: impl Iterator<Item = (u64, u64)>) {
+    let (lacked, of) =
+        copies.fold((0, 0), |(lacked, of), (held, wanted)| (lacked + wanted.saturating_sub(held), of + wanted));
+    let figure = format!("{lacked} of {of} copies of entries were missing, all times together");
+    verdict.check("whole means filled", lacked == 0, figure);
+}
+
+/// Gives the nodes that many copies of each shard, with majorities for quorums.
+fn copies(nodes: &mut Nodes, replicas: usize) {
+    nodes.set("--replicas", replicas);
+    nodes.set("--write-quorum", replicas / 2 + 1);
+    nodes.set("--read-quorum", replicas / 2 + 1);
+}
+
+/// Clients at work while something happens to the nodes, one time after the other.
+struct Course {
+    load: Load,
+    /// What they have seen until now.
+    all: Seen,
+}
+
+impl Course {
+    /// Starts them at all nodes and gives them a second without trouble, to have something to compare with.
+    fn begin(args: &LoadArgs, nodes: &Nodes, patience: Duration) -> Course {
+        let load = Load::start(args, nodes.clients(), nodes.count(), patience);
+        std::thread::sleep(Duration::from_secs(1));
+        let all = load.take();
+        Course { load, all }
+    }
+
+    /// Adds what was seen at one time, and tells what contradicted something; whether nothing did, and it may go on.
+    fn goes_on(&mut self, seen: &Seen) -> bool {
+        self.all.add(seen);
+        seen.told.iter().for_each(|told| eprintln!("  {told}"));
+        seen.is_clean()
+    }
+
+    /// Stops them, and has every key read when all is whole: what was seen while they worked, and then.
+    fn end(mut self, nodes: &mut Nodes) -> Result<(Seen, Seen), Failure> {
+        let (rested, rest) = self.load.stop();
+        self.all.add(&rest);
+        nodes.wait_until_whole(WHOLE)?;
+        Ok((self.all, rested.check(&nodes.live())))
     }
 }
 
@@ -218,6 +293,19 @@ mod tests {
         assert_eq!(broken(|_| (), |last| last.counts[0].unreached = 1), ["whole means served"]);
         assert_eq!(broken(|_| (), |last| last.cold = (0, 4)), ["cold keys"]);
         assert_eq!(broken(|all| all.counts.clear(), |_| ()), ["acknowledged"]);
+    }
+
+    #[test]
+    fn a_copy_that_is_missing_when_all_is_whole_is_told() {
+        let judged = |copies: [(u64, u64); 2]| {
+            let mut verdict = Verdict::default();
+            filled(&mut verdict, copies.into_iter());
+            (verdict.is_good(), verdict.bars[0].2.clone())
+        };
+        // What is left of a copy that has moved does not make up for another that is missing.
+        let (good, figure) = judged([(18, 15), (14, 15)]);
+        assert_eq!((good, &*figure), (false, "1 of 30 copies of entries were missing, all times together"));
+        assert!(judged([(18, 15), (15, 15)]).0);
     }
 
     #[test]

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::load::{Counts, Load, LoadArgs, Seen};
+use super::load::{Counts, Load, LoadArgs, REPLY_PATIENCE, Seen};
 use super::network::Network;
-use super::{Figures, Verdict, counts_in_words};
+use super::{Course, Figures, SLACK, Verdict, WHOLE, counts_in_words, quorums};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::nodes::{NodeArgs, Nodes};
@@ -22,11 +22,8 @@ use crate::options::count;
 use crate::random::Random;
 use crate::units;
 
-const WHOLE: Duration = Duration::from_secs(180);
 /// How long both sides may take to notice.
 const SETTLE: Duration = Duration::from_secs(6);
-/// How far a side's share of operations may be from its share of shards.
-const SLACK: f64 = 0.05;
 /// The bars.
 const REJOINED: f64 = 10.0;
 const LONGEST: f64 = 2.0;
@@ -96,10 +93,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn splits(args: &Args, network: &Network, nodes: &mut Nodes) -> Result<bool, Failure> {
     nodes.found(args.nodes, WHOLE)?;
     eprintln!("{} nodes, every shard has its copies", args.nodes);
-    let load = Load::start(&args.load, nodes.clients(), args.nodes);
+    let mut course = Course::begin(&args.load, nodes, REPLY_PATIENCE);
     let mut random = Random::new(args.load.seed, u64::MAX);
-    std::thread::sleep(Duration::from_secs(1));
-    let mut all = load.take();
     let mut splits: Vec<Split> = Vec::new();
     for at in 0..args.times {
         if interrupt::requested() {
@@ -108,7 +103,7 @@ fn splits(args: &Args, network: &Network, nodes: &mut Nodes) -> Result<bool, Fai
         let mut order: Vec<usize> = (0..args.nodes).collect();
         random.shuffle(&mut order);
         let majority = order.split_off((args.nodes - 1) / 2);
-        let split = split(args, network, nodes, &load, order, majority)?;
+        let split = split(args, network, nodes, &course.load, order, majority)?;
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
         let of = |side: &Side| {
             format!(
@@ -128,18 +123,13 @@ fn splits(args: &Args, network: &Network, nodes: &mut Nodes) -> Result<bool, Fai
             split.all.longest(),
             counts_in_words(&split.all)
         );
-        all.add(&split.all);
-        split.all.told.iter().for_each(|told| eprintln!("  {told}"));
-        let broken = !split.all.is_clean();
+        let goes_on = course.goes_on(&split.all);
         splits.push(split);
-        if broken {
+        if !goes_on {
             break;
         }
     }
-    let (rested, rest) = load.stop();
-    all.add(&rest);
-    nodes.wait_until_whole(WHOLE)?;
-    let last = rested.check(&nodes.live());
+    let (all, last) = course.end(nodes)?;
     Ok(tell(args, &splits, &all, &last))
 }
 
@@ -162,16 +152,7 @@ fn split(
     let seen = load.take();
     network.heal(&minority)?;
     let healed = Instant::now();
-    let count = nodes.count();
-    let what = "does not see one cluster again";
-    nodes.wait(WHOLE, minority[0], what, || {
-        let views: Option<Vec<_>> = (0..count).map(|at| nodes.health(at)).collect();
-        let views = views?;
-        let same = views.iter().all(|view| (view.cluster, view.epoch) == (views[0].cluster, views[0].epoch));
-        let reached =
-            views.iter().all(|view| (view.alive, view.present) == (count as u64, count as u64) && !view.isolated);
-        (same && reached).then_some(())
-    })?;
+    nodes.wait_until_one_cluster(WHOLE, minority[0], "does not see one cluster again")?;
     let rejoined = healed.elapsed().as_secs_f64();
     nodes.wait_until_whole(WHOLE)?;
     let whole = healed.elapsed().as_secs_f64();
@@ -184,22 +165,6 @@ fn split(
     all.add(&seen);
     all.add(&load.take());
     Ok(Split { minority, majority, rejoined, whole, all })
-}
-
-/// The share of shards that these nodes have a quorum of.
-fn quorums(nodes: &Nodes, side: &[usize]) -> Result<f64, Failure> {
-    nodes.wait(WHOLE, side[0], "does not tell its shards", || {
-        let numbers: Option<Vec<u64>> = side.iter().map(|&at| Some(nodes.life(side[0], at)?.0)).collect();
-        let numbers = numbers?;
-        let shards = nodes.ask(side[0], "SHARDS")?;
-        let shards = shards.as_array()?;
-        let holds = |shard: &&serde_json::Value| {
-            let replicas: Vec<u64> =
-                shard["replicas"].as_array().into_iter().flatten().filter_map(|r| r.as_u64()).collect();
-            replicas.iter().filter(|no| numbers.contains(no)).count() * 2 > replicas.len()
-        };
-        Some(shards.iter().filter(holds).count() as f64 / shards.len().max(1) as f64)
-    })
 }
 
 fn tell(args: &Args, splits: &[Split], all: &Seen, last: &Seen) -> bool {
