@@ -97,6 +97,39 @@ ensure_rust_lints() {
     done
 }
 
+# The crates of both lock files, whole. A machine that is cut off while cargo unpacks them leaves some with files missing or empty,
+# and cargo goes by the mark that it has set, not by what is there: such a build fails in the middle of somebody else's code.
+ensure_crates() {
+    local registry=${CARGO_HOME:-$HOME/.cargo}/registry crate archive into broken=() count=0
+    fetch_crates
+    for crate in $(awk -F'"' '/^name = /{n=$2} /^version = /{v=$2} /^source = "registry/{print n "-" v}' \
+        "$ROOT/Cargo.lock" "$ROOT/fuzz/Cargo.lock" | sort -u); do
+        for archive in "$registry"/cache/*/"$crate.crate"; do
+            into=$registry/src/$(basename "$(dirname "$archive")")
+            if [ ! -f "$archive" ] || [ ! -d "$into/$crate" ]; then continue; fi
+            count=$((count + 1))
+            # Owners and times differ by right.
+            if { LC_ALL=C tar -dzf "$archive" -C "$into" 2>&1 || true; } | grep -qvE ': (Uid|Gid|Mode|Mod time) differs?$'; then
+                broken+=("$crate")
+                rm -rf "$archive" "${into:?}/$crate"
+            fi
+        done
+    done
+    if [ ${#broken[@]} -gt 0 ]; then
+        say "  fetching  crates that were not whole: ${broken[*]}"
+        fetch_crates
+    fi
+    say "  have      $count crates"
+}
+
+fetch_crates() {
+    local manifest
+    for manifest in "$ROOT/Cargo.toml" "$ROOT/fuzz/Cargo.toml"; do
+        cargo fetch --locked --quiet --manifest-path "$manifest" ||
+            die "cargo could not fetch the crates of $manifest; is crates.io, or the mirror that cargo is set to, within reach?"
+    done
+}
+
 ensure_redis_tools() {
     need redis-cli "a client to test with" redis-tools
     need redis-benchmark "a client to test with" redis-tools
