@@ -1,4 +1,4 @@
-//! Where entries are stored: one trait, a registry by name, and the two backends in memory.
+//! Where entries are stored: one trait, a registry by name, and the backends in memory.
 //!
 //! A backend stores entries and finds them; it knows nothing of clocks, expiry, versions or limits: that is the
 //! [`crate::store::Store`]'s. There is one instance per core and it is never shared, so it needs no lock.
@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `memory-sharded` (default) | a table per shard: a shard is dropped or walked without touching others |
 //! | `memory` | one table per core: the simplest |
+//! | `file` | as `memory-sharded`, and every change is noted for the log on disk ([`crate::journal`]) |
 //!
 //! An embedder adds his own with [`Registry::register`] and runs [`conformance::run`] on it.
 
@@ -16,6 +17,7 @@ use std::ops::Range;
 
 use crate::hash::{KeyHash, Keyspace, ShardId};
 use crate::hlc::Version;
+use crate::journal::{Change, Journal};
 use crate::record::{Entry, Meta, Record};
 use crate::table::Table;
 
@@ -40,6 +42,17 @@ pub struct Old {
     pub meta: Meta,
     /// Length of its value.
     pub value_len: usize,
+}
+
+/// A part of a value that is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Length of the whole value afterwards.
+    pub whole: usize,
+    /// Where the part begins.
+    pub from: usize,
+    /// Where it ends: at `whole`, if the value becomes longer.
+    pub to: usize,
 }
 
 /// Entry storage of one core. Object safe.
@@ -69,10 +82,18 @@ pub trait Backend {
     fn set_meta(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], meta: Meta)
     -> Result<Option<Meta>, BackendError>;
 
-    /// The value of an existing entry, for changing its bytes (not its length) in place, with the new description
-    /// already written. `None` when there is no such entry of that length or the backend cannot; the caller then reads
-    /// and puts.
-    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]>;
+    /// Changes a part of an existing value, which becomes longer for it if need be, with zeros behind what was there, and the
+    /// entry's description; what that was. `None` when there is no such entry, its value is longer than that, or the backend cannot;
+    /// then `change` was not called, and the caller reads and puts.
+    fn edit(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        part: Part,
+        meta: Meta,
+        change: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<Meta>;
 
     /// Removes the entry under `key`; what it was.
     ///
@@ -138,6 +159,12 @@ pub trait Backend {
         false
     }
 
+    /// Where the backend notes its changes, if it is one to be kept on disk: the node reads it from there when it starts, tells the
+    /// journal to begin, and empties it each turn.
+    fn journal(&mut self) -> Option<&mut Journal> {
+        None
+    }
+
     /// Moves the tables out if this is one of the backends in memory, which the store then calls without indirection.
     fn take_in_memory(&mut self) -> Option<InMemory> {
         None
@@ -196,8 +223,16 @@ impl Backend for Chosen {
         either!(self, backend => backend.set_meta(shard, hash, key, meta))
     }
 
-    fn edit(&mut self, shard: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
-        either!(self, backend => backend.edit(shard, hash, key, len, meta))
+    fn edit(
+        &mut self,
+        shard: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        part: Part,
+        meta: Meta,
+        change: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<Meta> {
+        either!(self, backend => backend.edit(shard, hash, key, part, meta, change))
     }
 
     fn remove(&mut self, shard: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
@@ -248,6 +283,10 @@ impl Backend for Chosen {
     fn reclaim(&mut self, entries: usize) -> bool {
         either!(self, backend => backend.reclaim(entries))
     }
+
+    fn journal(&mut self) -> Option<&mut Journal> {
+        either!(self, backend => backend.journal())
+    }
 }
 
 /// Makes a backend; called once on each core.
@@ -262,11 +301,15 @@ pub struct Registry {
 /// Name of the default backend.
 pub const DEFAULT_BACKEND: &str = "memory-sharded";
 
+/// Name of the backend in memory that is kept on disk.
+pub const FILE_BACKEND: &str = "file";
+
 impl Default for Registry {
     fn default() -> Registry {
         let mut registry = Registry { known: Vec::new() };
         registry.register(DEFAULT_BACKEND, |config| Ok(Box::new(InMemory::sharded(config))));
         registry.register("memory", |config| Ok(Box::new(InMemory::single(config))));
+        registry.register(FILE_BACKEND, |config| Ok(Box::new(InMemory::journaled(config))));
         registry
     }
 }
@@ -298,7 +341,7 @@ impl Registry {
     }
 }
 
-/// `memory-sharded` and `memory`: tables of owned records.
+/// `memory-sharded`, `memory` and `file`: tables of owned records.
 #[derive(Debug)]
 pub struct InMemory {
     keyspace: Keyspace,
@@ -311,9 +354,14 @@ pub struct InMemory {
     dropping: Vec<Table>,
     records_bytes: usize,
     tables_bytes: usize,
+    journal: Option<Box<Journal>>,
 }
 
 impl InMemory {
+    fn journaled(config: &BackendConfig) -> InMemory {
+        InMemory { journal: Some(Box::default()), ..InMemory::sharded(config) }
+    }
+
     fn sharded(config: &BackendConfig) -> InMemory {
         let space = config.keyspace;
         let table = |shard| Table::new(space, space.shards.bits(), space.first_hash(ShardId(shard)));
@@ -327,7 +375,8 @@ impl InMemory {
 
     fn new(keyspace: Keyspace, tables: Vec<Table>, bits: u32, first: usize) -> InMemory {
         let tables_bytes = tables.iter().map(Table::memory_bytes).sum();
-        InMemory { keyspace, tables, bits, first, dropping: Vec::new(), records_bytes: 0, tables_bytes }
+        let dropping = Vec::new();
+        InMemory { keyspace, tables, bits, first, dropping, records_bytes: 0, tables_bytes, journal: None }
     }
 
     /// The number of the table that has a hash; beyond all tables for a shard of another core.
@@ -346,7 +395,17 @@ impl InMemory {
     /// See [`Table::overwrite`].
     #[inline]
     pub(crate) fn overwrite(&mut self, hash: KeyHash, key: &[u8], value: &[u8], version: Version) -> Option<Version> {
-        self.table(hash).overwrite(hash, key, value, version)
+        let old = self.table(hash).overwrite(hash, key, value, version)?;
+        self.note(|| Change::Put { key, value, meta: Meta { version, expires_at: 0, tombstone: false } });
+        Some(old)
+    }
+
+    /// Notes a change that was made, where changes are noted.
+    #[inline]
+    fn note<'a>(&mut self, change: impl FnOnce() -> Change<'a>) {
+        if let Some(journal) = &mut self.journal {
+            journal.note(change());
+        }
     }
 
     /// Begins to free what is taken out of the table that has a hash; until then it counts as memory in use.
@@ -379,7 +438,7 @@ fn old(record: &Record) -> Old {
 impl Backend for InMemory {
     fn take_in_memory(&mut self) -> Option<InMemory> {
         let (tables, dropping) = (std::mem::take(&mut self.tables), std::mem::take(&mut self.dropping));
-        Some(InMemory { tables, dropping, ..*self })
+        Some(InMemory { tables, dropping, journal: self.journal.take(), ..*self })
     }
 
     #[inline]
@@ -396,6 +455,7 @@ impl Backend for InMemory {
         value: &[u8],
         meta: Meta,
     ) -> Result<Option<Old>, BackendError> {
+        self.note(|| Change::Put { key, value, meta });
         let table = self.table(hash);
         if let Some(record) = table.get_mut(hash, key) {
             let before = old(record);
@@ -428,17 +488,46 @@ impl Backend for InMemory {
             *record = new;
             self.records_bytes = self.records_bytes + grown - shrunk;
         }
+        self.note(|| Change::Meta { key, meta });
         Ok(Some(before))
     }
 
-    fn edit(&mut self, _: ShardId, hash: KeyHash, key: &[u8], len: usize, meta: Meta) -> Option<&mut [u8]> {
-        let record = self.table(hash).get_mut(hash, key)?;
-        (record.entry().value.len() == len && record.set_meta(meta)).then(|| record.value_mut())
+    fn edit(
+        &mut self,
+        _: ShardId,
+        hash: KeyHash,
+        key: &[u8],
+        part: Part,
+        meta: Meta,
+        change: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<Meta> {
+        let at = self.index(hash);
+        let record = self.tables[at].get_mut(hash, key)?;
+        let Entry { value, .. } = record.entry();
+        let before = record.entry().meta();
+        if value.len() > part.whole || before.tombstone {
+            return None;
+        }
+        if value.len() < part.whole || !record.set_meta(meta) {
+            let mut longer = Vec::with_capacity(part.whole);
+            longer.extend_from_slice(record.entry().value);
+            longer.resize(part.whole, 0);
+            let shrunk = record.footprint();
+            *record = Record::new(key, &longer, meta);
+            self.records_bytes = self.records_bytes + record.footprint() - shrunk;
+        }
+        let bytes = &mut record.value_mut()[part.from..part.to];
+        change(bytes);
+        if let Some(journal) = &mut self.journal {
+            journal.note(Change::Patch { key, at: part.from as u32, bytes, meta });
+        }
+        Some(before)
     }
 
     fn remove(&mut self, _: ShardId, hash: KeyHash, key: &[u8]) -> Result<Option<Old>, BackendError> {
         let Some(record) = self.table(hash).remove(hash, key) else { return Ok(None) };
         self.records_bytes -= record.footprint();
+        self.note(|| Change::Remove { key });
         Ok(Some(old(&record)))
     }
 
@@ -491,6 +580,7 @@ impl Backend for InMemory {
         let (first, bits) = (self.keyspace.first_hash(shard), self.keyspace.shards.bits());
         let whole = self.bits > 0;
         self.drop_of(first, |table| if whole { table.take() } else { table.take_range(first, bits) });
+        self.note(|| Change::Clear { shard });
         Ok(())
     }
 
@@ -498,6 +588,7 @@ impl Backend for InMemory {
         if self.bits > 0 {
             return Ok(false);
         }
+        debug_assert!(self.journal.is_none(), "what is journaled is cleared shard by shard");
         self.drop_of(KeyHash(0), Table::take);
         Ok(true)
     }
@@ -520,6 +611,10 @@ impl Backend for InMemory {
             }
         }
         !self.dropping.is_empty()
+    }
+
+    fn journal(&mut self) -> Option<&mut Journal> {
+        self.journal.as_deref_mut()
     }
 }
 

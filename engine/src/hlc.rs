@@ -120,6 +120,12 @@ impl Clock {
         Ok(())
     }
 
+    /// Goes on from a time that it had in an earlier life, however far ahead that was: what was written then is there again, and what
+    /// follows has to be newer.
+    pub fn resume(&mut self, last: Hlc) {
+        self.last = self.last.max(last);
+    }
+
     /// The wall clock was wrong, and is right again: what it said when it was ahead no longer counts, beyond the allowed drift.
     ///
     /// Versions may come a second time only if the clock goes ahead again; what was written ahead of time stays newer until that

@@ -11,6 +11,7 @@
 //! | [`hlc`] | which of two writes is newer |
 //! | [`record`] | how an entry lies in memory |
 //! | `table` | how entries are found, and how a table grows without a pause |
+//! | [`journal`] | how changes are written down |
 //! | [`backend`] | where entries are stored, behind one trait |
 //! | [`change_log`], [`digest`] | what followers and replicas compare |
 //! | [`store`] | what a write means: version, expiry, tombstone, limit |
@@ -22,6 +23,7 @@ pub mod command;
 pub mod digest;
 pub mod hash;
 pub mod hlc;
+pub mod journal;
 pub mod record;
 pub mod reply;
 pub mod store;

@@ -27,11 +27,12 @@
 use std::ops::Range;
 
 use crate::Millis;
-use crate::backend::{Backend, BackendConfig, BackendError, Chosen, Old};
+use crate::backend::{Backend, BackendConfig, BackendError, Chosen, Old, Part};
 use crate::change_log::{Change, ChangeLog};
 use crate::digest::Digest;
 use crate::hash::{KeyHash, Keyspace, ShardId};
-use crate::hlc::{Clock, TooFarAhead, Version};
+use crate::hlc::{Clock, Hlc, TooFarAhead, Version};
+use crate::journal::{Change as Noted, Journal};
 use crate::record::{Entry, MAX_KEY_LEN, MAX_VALUE_LEN, Meta};
 use crate::table::{Look, Table};
 
@@ -93,6 +94,9 @@ pub enum StoreError {
     /// The memory limit is reached: delete something, raise the limit, or write later.
     #[error("OOM command not allowed when used memory > 'maxmemory'.")]
     OutOfMemory,
+    /// The disk that the data is kept on is nearly full: make room there, or write later. Deletes are taken.
+    #[error("MISCONF the disk that this node keeps its data on is nearly full; writes are refused until there is room")]
+    DiskFull,
     /// The key is longer than [`MAX_KEY_LEN`].
     #[error("ERR key is longer than {MAX_KEY_LEN} bytes")]
     KeyTooLong,
@@ -285,6 +289,8 @@ pub struct Store {
     shards: Vec<Shard>,
     log_bytes: usize,
     reads: Reads,
+    /// What needs room on disk is refused.
+    disk_full: bool,
     /// Where the sweep goes on: shard, position, and the earliest expiry it saw in that shard so far.
     sweep_at: (usize, KeyHash, Millis),
     stats: StoreStats,
@@ -321,9 +327,86 @@ impl Store {
             shards,
             log_bytes: 0,
             reads: Reads::default(),
+            disk_full: false,
             sweep_at: (0, KeyHash(0), Millis::MAX),
             stats: StoreStats::default(),
         }
+    }
+
+    /// Where the backend notes its changes, if it is one to be kept on disk.
+    pub fn journal(&mut self) -> Option<&mut Journal> {
+        self.backend.journal()
+    }
+
+    /// Takes a change that was noted before this store was made. Of changes that do not fit what is there, such as those of an entry that is
+    /// gone, nothing is taken: a snapshot may be newer than the changes that follow it. Whoever is through with all calls
+    /// [`Store::restored`], and nothing else before.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`].
+    pub fn restore(&mut self, change: Noted<'_>) -> Result<(), StoreError> {
+        match change {
+            Noted::Put { key, value, meta } => {
+                let hash = self.locate(key);
+                self.backend.put(self.shard_of(hash), hash, key, value, meta)?;
+            }
+            Noted::Meta { key, meta } => {
+                let hash = self.locate(key);
+                self.backend.set_meta(self.shard_of(hash), hash, key, meta)?;
+            }
+            Noted::Patch { key, at, bytes, meta } => {
+                let hash = self.locate(key);
+                let shard = self.shard_of(hash);
+                let Some(entry) = self.backend.get(shard, hash, key).filter(|entry| !entry.tombstone) else {
+                    return Ok(());
+                };
+                let (from, to) = (at as usize, at as usize + bytes.len());
+                let part = Part { whole: entry.value.len().max(to), from, to };
+                if part.whole <= MAX_VALUE_LEN {
+                    self.backend.edit(shard, hash, key, part, meta, &mut |part| part.copy_from_slice(bytes));
+                }
+            }
+            Noted::Remove { key } => {
+                let hash = self.locate(key);
+                self.backend.remove(self.shard_of(hash), hash, key)?;
+            }
+            Noted::Clear { shard } => {
+                self.backend.clear(shard)?;
+                while self.backend.reclaim(RECLAIMED_AT_ONCE) {}
+            }
+            Noted::End { .. } | Noted::After { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// All that was noted before is there: counts it, and goes on from that time of the clock at least.
+    pub fn restored(&mut self, hlc: Hlc) {
+        let bits = self.config.keyspace.shards.bits();
+        let mut last = hlc;
+        for at in 0..self.shards.len() {
+            let shard = ShardId(self.config.owned.start + at as u16);
+            let state = &mut self.shards[at];
+            let mut graves = Graves::default();
+            self.backend.visit(shard, KeyHash(0), usize::MAX, &mut |hash, entry| {
+                last = last.max(entry.version.hlc);
+                state.digest.add(hash, entry.version, bits);
+                state.live += u64::from(!entry.tombstone);
+                if will_expire(entry.meta()) {
+                    state.expiring += 1;
+                    state.next_expiry = state.next_expiry.min(entry.expires_at);
+                }
+                if entry.tombstone {
+                    graves.came(entry.version, entry.footprint() as u64);
+                }
+            });
+            state.graves = graves;
+        }
+        self.clock.resume(last);
+    }
+
+    /// The latest time of the clock.
+    pub fn last_hlc(&self) -> Hlc {
+        self.clock.last()
     }
 
     /// How keys map to shards.
@@ -497,6 +580,16 @@ impl Store {
         self.backend.memory_bytes() + self.log_bytes
     }
 
+    /// Refuses what needs room on disk from now on, or takes it again.
+    pub fn set_disk_full(&mut self, full: bool) {
+        self.disk_full = full;
+    }
+
+    /// Whether what needs room on disk is refused.
+    pub fn is_disk_full(&self) -> bool {
+        self.disk_full
+    }
+
     /// Changes the memory limit; 0 = none.
     pub fn set_max_memory(&mut self, bytes: u64) {
         self.config.max_memory = bytes;
@@ -545,6 +638,10 @@ impl Store {
 
     #[inline]
     fn admit_within(&mut self, limit: u64) -> Result<(), StoreError> {
+        if self.disk_full {
+            self.stats.refused += 1;
+            return Err(StoreError::DiskFull);
+        }
         if self.is_over(limit) && !self.make_room(limit) {
             self.stats.refused += 1;
             return Err(StoreError::OutOfMemory);
@@ -562,8 +659,9 @@ impl Store {
     /// As [`Store::admit`] for a write whose records take `takes` bytes where others give back `gives`: what needs no more than
     /// before is admitted however full the store is, and growth within the headroom.
     fn admit_exchange(&mut self, takes: usize, gives: usize) -> Result<(), StoreError> {
-        if takes <= gives || self.config.max_memory == 0 {
-            return Ok(());
+        if self.config.max_memory == 0 || takes <= gives {
+            // A value goes into the log once more, whatever it gives back.
+            return if self.disk_full { self.admit_within(0) } else { Ok(()) };
         }
         // Zero would be no limit.
         self.admit_within(self.limit_and_headroom().saturating_sub((takes - gives) as u64).max(1))
@@ -668,8 +766,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Changes the bytes of a value: it is `new_len` long for `change`, with zeros behind what was there (never shorter
-    /// than it was). An absent key is created. The expiry stays. Returns the new length.
+    /// Changes the bytes of a value from `from` to `to`, which are given to `change`: the value becomes that long if it was shorter,
+    /// with zeros behind what was there. An absent key is created. The expiry stays. Returns the length of the value.
     ///
     /// # Errors
     /// As [`Store::set`]; the value is as before.
@@ -677,31 +775,30 @@ impl Store {
         &mut self,
         hash: KeyHash,
         key: &[u8],
-        new_len: usize,
+        part: Range<usize>,
         now: Millis,
         change: &mut dyn FnMut(&mut [u8]),
     ) -> Result<usize, StoreError> {
         self.settle(now);
         let shard = self.shard_of(hash);
         let (len, expires_at) = self.peek(hash, key, now).map_or((None, 0), |e| (Some(e.value.len()), e.expires_at));
-        let new_len = new_len.max(len.unwrap_or(0));
-        self.check(key, new_len)?;
+        let whole = part.end.max(len.unwrap_or(0));
+        self.check(key, whole)?;
         self.admit()?;
         let meta = Meta { version: self.clock.tick(now), expires_at, tombstone: false };
-        if len == Some(new_len) {
-            let old = self.backend.get(shard, hash, key).map(|entry| entry.meta());
-            if let Some(value) = self.backend.edit(shard, hash, key, new_len, meta) {
-                change(value);
-                self.account(shard, hash, old, Some(meta));
-                return Ok(new_len);
+        if len.is_some() {
+            let part = Part { whole, from: part.start, to: part.end };
+            if let Some(old) = self.backend.edit(shard, hash, key, part, meta, change) {
+                self.account(shard, hash, Some(old), Some(meta));
+                return Ok(whole);
             }
         }
-        let mut value = Vec::with_capacity(new_len);
+        let mut value = Vec::with_capacity(whole);
         value.extend_from_slice(self.peek(hash, key, now).map_or(&[], |entry| entry.value));
-        value.resize(new_len, 0);
-        change(&mut value);
+        value.resize(whole, 0);
+        change(&mut value[part]);
         self.write(hash, key, &value, meta)?;
-        Ok(new_len)
+        Ok(whole)
     }
 
     /// Deletes an entry; whether there was one to read.
@@ -1756,9 +1853,9 @@ mod tests {
         let mut store = plain();
         store.put("k", "abc", 500, 1);
         let hash = store.locate(b"k");
-        assert_eq!(store.edit(hash, b"k", 5, 2, &mut |v| v[4] = b'!'), Ok(5));
+        assert_eq!(store.edit(hash, b"k", 4..5, 2, &mut |v| v[0] = b'!'), Ok(5));
         assert_eq!(store.read("k", 3).as_deref(), Some("abc\0!"));
-        assert_eq!(store.edit(hash, b"k", 2, 4, &mut |v| v[0] = b'X'), Ok(5));
+        assert_eq!(store.edit(hash, b"k", 0..2, 4, &mut |v| v[0] = b'X'), Ok(5));
         assert_eq!(store.read("k", 499).as_deref(), Some("Xbc\0!"));
         assert_eq!(store.read("k", 500), None);
         store.invariants();

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Backend, BackendConfig};
+use super::{Backend, BackendConfig, Part};
 use crate::hash::{KeyHash, Keyspace, ShardId};
 use crate::hlc::{Hlc, Version};
 use crate::record::{Entry, Meta};
@@ -138,13 +138,24 @@ impl Run<'_> {
             }
             6 => {
                 let len = known.as_ref().map_or(3, |(value, _)| value.len());
-                let meta = Meta { expires_at: known.as_ref().map_or(0, |(_, m)| m.expires_at), ..self.meta() };
+                let meta = self.meta();
                 let exists = known.is_some_and(|(_, meta)| !meta.tombstone);
                 let byte = step as u8;
-                if exists && let Some(value) = self.backend.edit(shard, hash, &key, len, meta) {
-                    value.fill(byte);
-                    self.model.insert((hash, key.clone()), (vec![byte; len], meta));
+                let from = self.random.below(len as u64 + 9) as usize;
+                let to = from + self.random.below(9) as usize;
+                let part = Part { whole: len.max(to), from, to };
+                let old = self.backend.edit(shard, hash, &key, part, meta, &mut |value| value.fill(byte));
+                assert!(exists || old.is_none(), "step {step}: there was nothing to edit");
+                if let Some(old) = old {
+                    let (value, known) = self.model.get_mut(&(hash, key.clone())).expect("it exists");
+                    assert_eq!(old, *known, "step {step}: what edit replaced");
+                    value.resize(part.whole, 0);
+                    value[from..to].fill(byte);
+                    *known = meta;
                 }
+                let short = Part { whole: 0, from: 0, to: 0 };
+                let shorter = self.backend.edit(shard, hash, &key, short, meta, &mut |_| {});
+                assert!(part.whole == 0 || shorter.is_none(), "step {step}: a value became shorter");
             }
             // Rarely, or there would never be much to clear.
             7 if self.random.below(100) == 0 => self.clear(shard),

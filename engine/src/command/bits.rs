@@ -39,9 +39,9 @@ pub(super) fn setbit(ctx: &mut Context<'_>) {
         let entry = ctx.store.peek(hash, key, ctx.now);
         let (len, old) = entry.map_or((0, false), |entry| (entry.value.len(), bit_at(entry.value, offset)));
         if old != new || offset / 8 >= len {
-            ctx.store.edit(hash, key, offset / 8 + 1, ctx.now, &mut |value| {
-                let byte = &mut value[offset / 8];
-                *byte = if new { *byte | mask(offset) } else { *byte & !mask(offset) };
+            let at = offset / 8;
+            ctx.store.edit(hash, key, at..at + 1, ctx.now, &mut |byte| {
+                byte[0] = if new { byte[0] | mask(offset) } else { byte[0] & !mask(offset) };
             })?;
         }
         ctx.out.integer(old.into());

@@ -234,7 +234,7 @@ pub(super) fn append(ctx: &mut Context<'_>) {
         let (key, tail) = (ctx.args[1], ctx.args[2]);
         let hash = ctx.store.locate(key);
         let len = ctx.store.peek(hash, key, ctx.now).map_or(0, |entry| entry.value.len());
-        let len = ctx.store.edit(hash, key, len + tail.len(), ctx.now, &mut |v| v[len..].copy_from_slice(tail))?;
+        let len = ctx.store.edit(hash, key, len..len + tail.len(), ctx.now, &mut |v| v.copy_from_slice(tail))?;
         ctx.out.integer(len as i64);
         Ok(())
     });
@@ -291,7 +291,7 @@ pub(super) fn setrange(ctx: &mut Context<'_>) {
             return Ok(());
         }
         let end = offset.saturating_add(part.len());
-        let len = ctx.store.edit(hash, key, end, ctx.now, &mut |v| v[offset..end].copy_from_slice(part))?;
+        let len = ctx.store.edit(hash, key, offset..end, ctx.now, &mut |v| v.copy_from_slice(part))?;
         ctx.out.integer(len as i64);
         Ok(())
     });
