@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gridkv_engine::backend::{Backend, BackendConfig, BackendError};
+use gridkv_engine::backend::{Backend, BackendConfig, BackendError, DEFAULT_BACKEND, FILE_BACKEND};
 
-use crate::config::{ClusterConfig, Config, CoreSet};
+use crate::config::{ClusterConfig, Config, CoreSet, DataConfig, Fsync};
 use crate::{Error, GridKv};
 
 /// Describes an embedded node; made by [`GridKv::builder`].
@@ -69,6 +69,16 @@ impl Builder {
     ) -> Builder {
         self.config.registry.register(name, make);
         self.config.backend = name.to_owned();
+        self
+    }
+
+    /// Keeps the data in that directory, which is this node's alone: the backend `file`, unless you chose another that is kept on disk. The
+    /// next node that is started there has the data.
+    pub fn data(mut self, dir: impl Into<PathBuf>, fsync: Fsync) -> Builder {
+        self.config.data = Some(DataConfig { dir: dir.into(), fsync });
+        if self.config.backend == DEFAULT_BACKEND {
+            self.config.backend = FILE_BACKEND.to_owned();
+        }
         self
     }
 

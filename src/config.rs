@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use gridkv_cluster::map::{MAX_COPIES, MAX_ZONE};
+pub use gridkv_engine::backend::FILE_BACKEND;
 use gridkv_engine::backend::{Backend, DEFAULT_BACKEND, Registry};
 use gridkv_engine::hash::ShardCount;
 use gridkv_engine::record::{MAX_KEY_LEN, MAX_VALUE_LEN};
@@ -35,6 +36,8 @@ pub struct Config {
     pub seed: Option<u64>,
     /// Storage backend, by its name in [`Config::registry`]. Default: `memory-sharded`.
     pub backend: String,
+    /// Where a backend that is kept on disk, such as `file`, has its data; `None` for others. Default: `None`.
+    pub data: Option<DataConfig>,
     /// The backends that there are; an embedder adds its own.
     pub registry: Registry,
     /// Bytes of memory for data, divided evenly among the cores; beyond it writes fail. Default: 0, no limit.
@@ -56,6 +59,39 @@ pub struct Config {
     pub thread_name: String,
     /// How this node takes part in a cluster; `None` stands alone. Default: `None`.
     pub cluster: Option<ClusterConfig>,
+}
+
+/// How data is kept on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataConfig {
+    /// The directory, of this node alone; made if it is missing.
+    pub dir: PathBuf,
+    /// What a power failure may take.
+    pub fsync: Fsync,
+}
+
+/// When what was written is synced to the disk. Whatever is chosen, a process that ends or is killed loses nothing that it has answered:
+/// this is about machines that lose power, or whose kernel crashes.
+///
+/// ```text
+///   always   before it is answered: nothing that was answered is lost
+///   5s       every so often, in the background: what was answered since then may be lost (a prefix of each core's writes stays)
+///   never    when the operating system sees fit, which is half a minute as a rule
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before it is answered.
+    Always,
+    /// In such intervals.
+    Every(Duration),
+    /// By the operating system.
+    Never,
+}
+
+impl Default for Fsync {
+    fn default() -> Fsync {
+        Fsync::Every(Duration::from_secs(5))
+    }
 }
 
 /// How a node takes part in a cluster.
@@ -148,6 +184,8 @@ impl Default for Limits {
     }
 }
 
+/// Backends of which it is known that nothing of them is on disk.
+const BUILT_IN: &[&str] = &[DEFAULT_BACKEND, "memory"];
 /// Bytes that a request may need beside its longest key and value: framing, the command's name, options.
 pub(crate) const REQUEST_OVERHEAD: usize = 1024;
 /// The most entries a change log may be told to remember.
@@ -162,6 +200,7 @@ impl Default for Config {
             shards: ShardCount::DEFAULT,
             seed: None,
             backend: DEFAULT_BACKEND.to_owned(),
+            data: None,
             registry: Registry::default(),
             max_memory: 0,
             requirepass: None,
@@ -196,6 +235,7 @@ impl Config {
                 .with_hint(format!("known are: {}", names.join(", ")))
                 .into());
         }
+        self.validate_data()?;
         if (1..MIN_MEMORY).contains(&self.max_memory) {
             return Err(ConfigError::new(
                 "maxmemory",
@@ -228,6 +268,30 @@ impl Config {
             }
         }
         self.limits.validate()
+    }
+
+    fn validate_data(&self) -> Result<(), ConfigError> {
+        match &self.data {
+            None if self.backend == FILE_BACKEND => {
+                Err(ConfigError::new("dir", "the backend `file` needs a directory")
+                    .with_hint("name one in which this node alone keeps its data"))
+            }
+            Some(_) if self.backend != FILE_BACKEND && BUILT_IN.contains(&self.backend.as_str()) => {
+                Err(ConfigError::new("fsync", format!("the backend {:?} keeps nothing on disk", self.backend))
+                    .with_hint("choose the backend `file`"))
+            }
+            Some(_) if self.cluster.is_some() => {
+                Err(ConfigError::new("backend", "data on disk is kept by a node that stands alone, so far")
+                    .with_hint("set `peer_listen` to `none`; in a cluster the other replicas keep the data"))
+            }
+            Some(DataConfig { fsync: Fsync::Every(interval), .. })
+                if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(interval) =>
+            {
+                Err(ConfigError::new("fsync", format!("{interval:?} is not within 100ms and 1h"))
+                    .with_hint("for example `1s`; or `always`, or `never`"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A number of shards.

@@ -12,6 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use gridkv_engine::disk::DiskError;
 use gridkv_engine::store::StoreError;
 use gridkv_net::ring::RingError;
 
@@ -257,6 +258,14 @@ pub enum StartError {
         /// What to do.
         hint: String,
     },
+    /// The data on disk cannot be read or kept.
+    #[error("{problem}")]
+    Data {
+        /// What is wrong, and with which file.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
     /// A core's executor did not start.
     #[error("the executor of core {core}, to be pinned to CPU {cpu}, did not start: {cause}")]
     Executor {
@@ -275,6 +284,12 @@ pub enum StartError {
         /// What the kernel said.
         cause: String,
     },
+}
+
+impl From<DiskError> for Error {
+    fn from(error: DiskError) -> Error {
+        StartError::Data { problem: error.to_string(), hint: error.hint() }.into()
+    }
 }
 
 impl StartError {
@@ -322,7 +337,7 @@ impl StartError {
             StartError::Listen { .. } => {
                 "the address must be one of this machine, and ports below 1024 need privileges".into()
             }
-            StartError::Directory { hint, .. } => hint.as_str().into(),
+            StartError::Directory { hint, .. } | StartError::Data { hint, .. } => hint.as_str().into(),
             StartError::Backend { .. } | StartError::Executor { .. } | StartError::Os { .. } => return None,
         })
     }

@@ -21,7 +21,9 @@ mod commands;
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use gridkv_engine::Millis;
 use gridkv_engine::command::{self, CommandId, Spec};
+use gridkv_engine::disk::LogStats;
 use gridkv_engine::store::StoreStats;
 use gridkv_net::mesh::CoreId;
 use hdrhistogram::Histogram;
@@ -98,6 +100,8 @@ pub struct CoreMetrics {
     pub hops_served: u64,
     /// Requests of foreign threads served here.
     pub foreign: u64,
+    /// What is kept on disk.
+    pub disk: OnDisk,
     /// Batches handed to siblings, requests and replies.
     pub batches: u64,
     /// Sleeping siblings woken.
@@ -151,6 +155,7 @@ impl CoreMetrics {
             hops: 0,
             hops_served: 0,
             foreign: 0,
+            disk: OnDisk::default(),
             batches: 0,
             wakes: 0,
             busy_turns: 0,
@@ -370,6 +375,21 @@ impl Default for CoreMetrics {
     }
 }
 
+/// What a core keeps on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Whether it keeps anything.
+    pub kept: bool,
+    /// Its log and its snapshots.
+    pub log: LogStats,
+    /// A snapshot is being taken.
+    pub snapshotting: bool,
+    /// When the last snapshot was finished, or the node started, in unix milliseconds.
+    pub last_snapshot: Millis,
+    /// The last snapshot failed.
+    pub failed: bool,
+}
+
 /// How often sizes occurred, in classes that double: 1, 2, 3–4, 5–8, and so on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -463,7 +483,7 @@ macro_rules! number {
 pub(crate) use number;
 
 /// Every plain number: what is added up and what the page shows cannot drift apart.
-static NUMBERS: [Number<CoreMetrics>; 30] = [
+static NUMBERS: [Number<CoreMetrics>; 37] = [
     number!(Gauge "keys" "Keys that can be read.", store.keys),
     number!(Gauge "expiring_keys" "Keys with an expiry.", store.expiring),
     number!(Gauge "tombstones" "Deletes remembered for replicas.", store.tombstones),
@@ -474,7 +494,7 @@ static NUMBERS: [Number<CoreMetrics>; 30] = [
     number!(Counter "hits_total" "Reads that found their key.", store.hits),
     number!(Counter "misses_total" "Reads that did not find their key.", store.misses),
     number!(Counter "writes_total" "Writes done, deletes included.", store.writes),
-    number!(Counter "refused_writes_total" "Writes refused by the memory limit.", store.refused),
+    number!(Counter "refused_writes_total" "Writes refused by the memory limit, or by a disk that is nearly full.", store.refused),
     number!(Counter "expired_keys_total" "Entries that expired.", store.expired),
     number!(Counter "evicted_keys_total" "Entries given up by the backend to stay within its memory.", evicted),
     number!(Counter "panics_total" "Requests that panicked and were answered with an error.", panics),
@@ -494,6 +514,13 @@ static NUMBERS: [Number<CoreMetrics>; 30] = [
     number!(Counter "busy_turns_total" "Turns of the loop that found work.", busy_turns),
     number!(Counter "idle_turns_total" "Turns of the loop that found none.", idle_turns),
     number!(Counter "sleeps_total" "Times a core went to sleep.", sleeps),
+    number!(Counter "log_written_bytes_total" "Bytes appended to the log on disk.", disk.log.written),
+    number!(Counter "log_synced_bytes_total" "Of these, bytes that were synced.", disk.log.synced),
+    number!(Counter "log_syncs_total" "Times the log was synced.", disk.log.syncs),
+    number!(Gauge "log_since_snapshot_bytes" "Bytes of logs that a start would read.", disk.log.since_snapshot),
+    number!(Counter "snapshots_total" "Snapshots finished.", disk.log.snapshots),
+    number!(Counter "snapshots_failed_total" "Snapshots that failed.", disk.log.failed_snapshots),
+    number!(Gauge "snapshot_bytes" "Bytes of the last snapshot.", disk.log.snapshot_bytes),
 ];
 
 /// The metrics page in Prometheus's text format, version 0.0.4.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use glommio::ExecutorJoinHandle;
 use gridkv_cluster::control::Event;
+use gridkv_engine::disk::Place;
 use gridkv_engine::hash::Keyspace;
 use gridkv_engine::record::MAX_VALUE_LEN;
 use gridkv_engine::store::StoreConfig;
@@ -102,10 +103,13 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
     let resp = config.listen.map(platform::probe).transpose()?;
     let http = config.http.map(platform::probe).transpose()?;
     let seed = config.seed.unwrap_or_else(platform::random_seed);
+    let data = config.data.as_ref();
+    let place = data.map(|data| Place::open(&data.dir, config.shards, config.seed, seed)).transpose()?.map(Arc::new);
+    let seed = place.as_ref().map_or(seed, |place| place.keyspace().seed);
     let mut cluster = cluster::start::prepare(&config, resp, cpus.len(), seed)?;
     let seed = cluster.as_ref().and_then(|cluster| cluster.seed).unwrap_or(seed);
     let keyspace = Keyspace { seed, shards: config.shards };
-    let place = cluster.as_ref().map(|cluster| (cluster.identity, cluster.peer));
+    let member = cluster.as_ref().map(|cluster| (cluster.identity, cluster.peer));
     let (verdict, events) = cluster.as_ref().map(|c| (c.verdict.clone(), c.events.clone())).unzip();
     let mut opening = cluster.take().map(|cluster| cluster.opening);
 
@@ -121,7 +125,7 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
         eventfds.push(fd);
     }
     let signals: Vec<_> = links.iter().map(|link| link.signal.clone()).collect();
-    let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice(), place.is_some()));
+    let topology = Arc::new(Topology::new(keyspace, links.into_boxed_slice(), member.is_some()));
     let config = Arc::new(config);
     let clients = Arc::new(Clients::default());
     let facts = Arc::new(Facts::new(&config, resp, cpus.len()));
@@ -133,7 +137,7 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
         resp_addr: resp,
         http_addr: http,
         started: Instant::now(),
-        peer_addr: place.map(|(_, peer)| peer),
+        peer_addr: member.map(|(_, peer)| peer),
         events,
         ended,
         threads: Mutex::new(Vec::new()),
@@ -164,7 +168,8 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
             http,
             clients: clients.clone(),
             facts: facts.clone(),
-            cluster: place.map(|(identity, peer)| ClusterSeat { identity, peer, opening: opening.take() }),
+            cluster: member.map(|(identity, peer)| ClusterSeat { identity, peer, opening: opening.take() }),
+            place: place.clone(),
         };
         let alive = Alive { topology: topology.clone(), _alive: alive.clone() };
         // On an error `running` is dropped, which stops and joins the cores started so far.
@@ -183,12 +188,15 @@ pub(crate) fn start(mut config: Config) -> Result<GridKv, Error> {
     }
     if let Some(verdict) = verdict {
         cluster::start::admission(&verdict)?;
+    }
+    if config.cluster.is_some() || config.data.is_some() {
         listen(&running)?;
     }
     Ok(GridKv::new(Arc::new(running)))
 }
 
-/// Lets clients come, on all cores: the node is a member of its cluster, and how keys are hashed will not change any more.
+/// Lets clients come, on all cores: the node is a member of its cluster, and how keys are hashed will not change any more; or it has
+/// read its data.
 fn listen(running: &Running) -> Result<(), Error> {
     let (done, results) = flume::bounded(running.topology.cores());
     for link in &running.topology.links {

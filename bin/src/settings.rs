@@ -19,7 +19,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use gridkv::config::{ClusterConfig, Config, Limits, Secret, format_size, parse_size};
+use gridkv::config::{ClusterConfig, Config, DataConfig, FILE_BACKEND, Fsync, Limits, Secret, format_size, parse_size};
 use gridkv::{ConfigError, Error};
 use toml::Value;
 
@@ -51,6 +51,8 @@ pub(crate) struct Settings {
     /// In which shape.
     pub(crate) log_format: Format,
     password_file: Option<String>,
+    /// For a backend that is kept on disk.
+    fsync: Option<Fsync>,
 }
 
 impl Default for Settings {
@@ -62,6 +64,7 @@ impl Default for Settings {
             log_level: "info".to_owned(),
             log_format: Format::Text,
             password_file: None,
+            fsync: None,
         }
     }
 }
@@ -189,9 +192,20 @@ const SETTINGS: &[Setting] = &[
         key: "backend",
         value: "NAME",
         group: DATA,
-        help: "What holds the data",
+        help: "What holds the data: memory-sharded, memory, or file, which keeps it in the directory `dir` too",
         set: |s, text| put(&mut s.config.backend, Ok(text.to_owned())),
         show: |s| Some(string(&s.config.backend)),
+    },
+    Setting {
+        key: "fsync",
+        value: "WHEN",
+        group: DATA,
+        help: "When the backend `file` syncs: `always`, every so often (`5s`), or `never`",
+        set: |s, text| put(&mut s.fsync, fsync(text).map(Some)),
+        show: |s| {
+            let kept = s.config.backend == FILE_BACKEND;
+            s.fsync.or(kept.then(Fsync::default)).map(|fsync| string(show_fsync(fsync)))
+        },
     },
     Setting {
         key: "maxmemory",
@@ -256,7 +270,7 @@ const SETTINGS: &[Setting] = &[
         key: "dir",
         value: "PATH",
         group: CLUSTER,
-        help: "Where identity, votes and the last map are kept; without one, each start is a new node",
+        help: "Where identity, votes, the last map and data of `file` are; without it, each start is a new node",
         set: |s, text| put(&mut s.cluster.dir, Ok((!text.is_empty()).then(|| text.into()))),
         show: |s| s.cluster.dir.as_ref().map(|path| string(path.display())),
     },
@@ -413,7 +427,7 @@ const SETTINGS: &[Setting] = &[
         key: "change_log_entries",
         value: "COUNT",
         group: TUNING,
-        help: "Writes that each shard remembers, for followers and durable backends to come",
+        help: "Writes that each shard remembers, for followers to come",
         set: |s, text| put(&mut s.config.change_log_entries, number("change_log_entries", text)),
         show: |s| Some(count(s.config.change_log_entries)),
     },
@@ -557,6 +571,7 @@ const _: fn(Config) = |config| {
         shards: _,
         seed: _,
         backend: _,
+        data,
         max_memory: _,
         requirepass: _,
         limits,
@@ -569,6 +584,7 @@ const _: fn(Config) = |config| {
         registry: _,
         thread_name: _,
     } = config;
+    if let Some(DataConfig { dir: _, fsync: _ }) = data {}
     let Limits {
         max_key: _,
         max_value: _,
@@ -619,7 +635,7 @@ fn command() -> Command {
         .after_help(
 "Every setting can also be an environment variable (GRIDKV_MAXMEMORY=4gb) or a line of the file that \
              --config names (maxmemory = \"4gb\"). A flag beats the environment, which beats the file.\n\n\
-             Stop it with Ctrl-C, SIGTERM, or the command SHUTDOWN. Data lives in memory only and is gone then.",
+             Stop it with Ctrl-C, SIGTERM, or the command SHUTDOWN. Unless the backend is `file`, data lives in memory only and is gone then.",
         )
         .arg(
             Arg::new("config")
@@ -706,6 +722,7 @@ fn from(flags: &ArgMatches, environment: &HashMap<String, OsString>) -> Result<O
             .with_hint("leave one of the two out"));
     }
     settings.config.cluster = (!settings.alone).then(|| settings.cluster.clone());
+    settings.config.data = data(&settings)?;
     settings.config.validate()?;
     if flags.get_flag("print-config") {
         let source = |key: &str| {
@@ -715,6 +732,42 @@ fn from(flags: &ArgMatches, environment: &HashMap<String, OsString>) -> Result<O
         return Ok(Order::Print(print(&settings, source)));
     }
     Ok(Order::Run(Box::new(settings)))
+}
+
+/// Where data is kept, if the backend keeps it.
+fn data(settings: &Settings) -> Result<Option<DataConfig>, Refusal> {
+    let (backend, fsync) = (&settings.config.backend, settings.fsync);
+    if backend != FILE_BACKEND {
+        return match fsync {
+            None => Ok(None),
+            Some(_) => Err(Refusal::new(format!("fsync: the backend {backend:?} keeps nothing on disk"))
+                .with_hint("choose `backend = file`, or leave `fsync` out")),
+        };
+    }
+    // Beside what else a node keeps in its directory.
+    let dir = settings.cluster.dir.as_ref().map(|dir| dir.join("data"));
+    Ok(dir.map(|dir| DataConfig { dir, fsync: fsync.unwrap_or_default() }))
+}
+
+fn fsync(text: &str) -> Result<Fsync, ConfigError> {
+    match text {
+        "always" => Ok(Fsync::Always),
+        "never" => Ok(Fsync::Never),
+        interval => {
+            let interval = duration("fsync", interval);
+            interval
+                .map(Fsync::Every)
+                .map_err(|error| error.with_hint("write `always`, `never`, or a time such as `5s`"))
+        }
+    }
+}
+
+fn show_fsync(fsync: Fsync) -> String {
+    match fsync {
+        Fsync::Always => "always".to_owned(),
+        Fsync::Never => "never".to_owned(),
+        Fsync::Every(interval) => format_duration(interval),
+    }
 }
 
 /// A password and a file with a password are two words for one thing: the higher layer counts, one layer may say one.
@@ -912,23 +965,73 @@ mod tests {
             ("log_level", "warn,gridkv=debug"),
             ("log_format", "json"),
         ];
-        for setting in SETTINGS.iter().filter(|setting| setting.key != "requirepass") {
+        // A password is never printed; what keeps data on disk has a test of its own, as it does not go with a cluster.
+        for setting in SETTINGS.iter().filter(|setting| !["requirepass", "fsync"].contains(&setting.key)) {
             assert!(flags.iter().any(|(key, _)| *key == setting.key), "{} is not tried here", setting.key);
         }
         let words: Vec<String> =
             flags.iter().map(|(key, value)| format!("--{}={value}", key.replace('_', "-"))).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let first = printed(&words, &[]);
-        assert_eq!(first.matches("# default").count(), 1, "only the password has its default: {first}");
+        assert_eq!(first.matches("# default").count(), 2, "only the password and fsync have their defaults: {first}");
         let file = File::new("printed", &first);
         let again = printed(&["--config", file.path()], &[]);
-        let without_source = |text: &str| -> Vec<String> {
-            text.lines().map(|line| line.rsplit_once("  # ").unwrap().0.trim_end().to_owned()).collect()
-        };
         assert_eq!(without_source(&first), without_source(&again));
         let config = settings(&["--config", file.path()], &[]).config;
         assert_eq!(config.requirepass, Some(Secret::new("open sesame")));
         assert_eq!(config.seed, Some(u64::MAX));
+    }
+
+    /// Of what is printed, without where each value comes from.
+    fn without_source(text: &str) -> Vec<String> {
+        text.lines().map(|line| line.rsplit_once("  # ").unwrap().0.trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn data_on_disk_is_told_to_a_node_that_stands_alone() {
+        let alone = ["--backend", "file", "--dir", "/var/lib/grid kv", "--peer-listen", "none"];
+        for (text, fsync) in [
+            ("always", Fsync::Always),
+            ("never", Fsync::Never),
+            ("250ms", Fsync::Every(Duration::from_millis(250))),
+            ("1s", Fsync::Every(Duration::from_secs(1))),
+        ] {
+            let first = printed(&[&alone[..], &["--fsync", text]].concat(), &[]);
+            assert!(first.contains(&format!("fsync = \"{text}\"")), "{first}");
+            let file = File::new("on-disk", &first);
+            let again = printed(&["--config", file.path()], &[]);
+            assert_eq!(without_source(&first), without_source(&again));
+            let config = settings(&["--config", file.path()], &[]).config;
+            assert_eq!(config.data, Some(DataConfig { dir: "/var/lib/grid kv/data".into(), fsync }));
+        }
+        // Not told when: what is in force is printed all the same.
+        assert_eq!(settings(&alone, &[]).config.data.unwrap().fsync, Fsync::default());
+        assert!(printed(&alone, &[]).contains("fsync = \"5s\""), "{}", printed(&alone, &[]));
+        // In memory a directory is for the cluster's memory, and no data is in it.
+        assert_eq!(settings(&["--dir", "/var/lib/gridkv"], &[]).config.data, None);
+    }
+
+    #[test]
+    fn data_on_disk_that_cannot_be_is_refused() {
+        for (flags, said, hint) in [
+            (&["--fsync", "always"][..], "fsync: the backend \"memory-sharded\" keeps nothing", "`backend = file`"),
+            (&["--backend", "memory", "--fsync", "5s", "--dir", "d"], "fsync: the backend \"memory\"", "leave `fsync`"),
+            (&["--backend", "file", "--peer-listen", "none"], "dir: the backend `file` needs a directory", "name one"),
+            (&["--backend", "file", "--dir", "", "--peer-listen", "none"], "dir: the backend `file` needs", "name one"),
+            (
+                &["--backend", "file", "--dir", "d"],
+                "backend: data on disk is kept by a node that stands alone",
+                "`none`",
+            ),
+            (&["--backend", "file", "--dir", "d", "--peer-listen", "none", "--fsync", "1ms"], "fsync: 1ms", "`always`"),
+            (&["--backend", "file", "--dir", "d", "--peer-listen", "none", "--fsync", "2h"], "\"2h\"", "`never`"),
+            (&["--backend", "file", "--dir", "d", "--peer-listen", "none", "--fsync", "4000s"], "fsync: 4000s", "`1s`"),
+            (&["--fsync", "sometimes"], "fsync: \"sometimes\"", "`always`"),
+        ] {
+            let error = order(flags, &[]).expect_err(said);
+            assert!(error.to_string().contains(said) && !error.to_string().contains('\n'), "{error}");
+            assert!(error.hint.as_ref().is_some_and(|text| text.contains(hint)), "{error:?}");
+        }
     }
 
     #[test]

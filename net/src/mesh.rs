@@ -1,8 +1,8 @@
 //! The core mesh: batches of frames between the cores of a node.
 //!
 //! Between each two cores run two lanes each way, single producer and single consumer: one for requests, one for
-//! replies. During a turn a core appends to one open batch per lane; [`Mesh::flush`] hands each over, at the turn's end at the latest,
-//! with one store and, only if the sibling sleeps, one wake-up.
+//! replies. During a turn a core appends to one open batch per lane; [`Mesh::hand_over`] hands each over at the turn's end,
+//! with one store and, only if the sibling sleeps, one wake-up. Requests may go before ([`Mesh::flush`]).
 //!
 //! ```text
 //!            requests  [batch][batch] ──▶
@@ -20,13 +20,18 @@
 //! latest ones; beyond that [`Mesh::request`] says [`Busy`] and the caller keeps its input. A sibling is served
 //! [`REPLIES_PER_TURN`] bytes of replies a turn, and not at all while its reply lane is full.
 //!
-//! Not here: what the frames mean, and sleeping (see [`crate::signal`]).
+//! Where a core writes a log, a batch of replies may have to wait until the log is on disk up to some position: it is held, in
+//! order, until then. Held replies count against the same bounds, so that a sibling is not served when too many wait. Requests
+//! never wait.
+//!
+//! Not here: what the frames mean, what the positions are, and sleeping (see [`crate::signal`]).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::frame::{Batch, Head, Kind};
+use crate::frame::{Batch, Head, Kind, Status};
 use crate::signal::Signal;
 
 /// One pinned executor of a node, counted from 0.
@@ -49,11 +54,13 @@ pub const MAX_IN_FLIGHT: u32 = 16 * 1024;
 pub const MAX_OPEN_BYTES: usize = 16 << 20;
 /// Bytes of replies that one core may expect from one sibling.
 pub const MAX_EXPECTED_BYTES: usize = 64 << 20;
-/// Bytes of replies after which a core stops serving a sibling for this turn.
+/// Bytes of replies, not handed over, after which a core stops serving a sibling for this turn.
 pub const REPLIES_PER_TURN: usize = 1 << 20;
 /// Empty batches kept for reuse, and the capacity up to which one is worth keeping.
 const POOL_BATCHES: usize = 64;
 const POOL_BYTES: usize = 256 << 10;
+/// Held batches that wait for the same position become one up to this size.
+const JOINED_BYTES: usize = 64 << 10;
 
 /// The lane to that sibling is full: keep the request and try again next turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +88,100 @@ impl Lane {
     }
 }
 
+/// The lane for replies, and those in front of it.
+#[derive(Debug)]
+struct Replies {
+    lane: Lane,
+    /// Batches with the positions that they wait for, which grow. They leave before the open one.
+    held: VecDeque<(u64, Batch)>,
+    /// Bytes of these.
+    held_bytes: usize,
+}
+
+impl Replies {
+    /// Bytes that have not been handed over.
+    #[inline]
+    fn waiting(&self) -> usize {
+        self.lane.open.bytes().len() + self.held_bytes
+    }
+
+    /// The oldest one may not leave yet.
+    #[inline]
+    fn is_held(&self, safe: u64) -> bool {
+        self.held.front().is_some_and(|(position, _)| *position > safe)
+    }
+
+    #[inline]
+    fn is_gated(&self, safe: u64) -> bool {
+        self.is_held(safe) && self.waiting() >= REPLIES_PER_TURN
+    }
+
+    /// Hands over what may leave. Returns the number of batches.
+    #[inline]
+    fn flush(&mut self, position: u64, safe: u64, pool: &mut Vec<Batch>) -> u32 {
+        if self.held.is_empty() && position <= safe {
+            return self.lane.flush(pool) as u32;
+        }
+        if position > safe && !self.lane.open.is_empty() {
+            self.hold(position, pool);
+        }
+        let mut sent = 0;
+        while !self.held.is_empty() && !self.is_held(safe) && !self.lane.ring.is_full() {
+            let (_, batch) = self.held.pop_front().expect("it is not empty");
+            self.held_bytes -= batch.bytes().len();
+            self.lane.ring.push(batch).expect("room was seen, and there is one producer");
+            sent += 1;
+        }
+        if self.held.is_empty() {
+            sent += self.lane.flush(pool) as u32;
+        }
+        sent
+    }
+
+    /// Closes the open batch, which waits for `position`.
+    fn hold(&mut self, position: u64, pool: &mut Vec<Batch>) {
+        let open = std::mem::replace(&mut self.lane.open, pool.pop().unwrap_or_default());
+        match self.held.back_mut() {
+            Some((last, batch)) if *last == position && batch.bytes().len() + open.bytes().len() <= JOINED_BYTES => {
+                let before = batch.bytes().len();
+                join(batch, &open);
+                self.held_bytes += batch.bytes().len() - before;
+                recycle(pool, open);
+            }
+            last => {
+                debug_assert!(last.is_none_or(|(last, _)| *last <= position), "positions grow");
+                self.held_bytes += open.bytes().len();
+                self.held.push_back((position, open));
+            }
+        }
+    }
+}
+
+/// Appends replies to a batch of replies.
+fn join(batch: &mut Batch, replies: &Batch) {
+    const OURS: &str = "batches inside a node are whole";
+    for frame in replies.frames() {
+        let frame = frame.expect(OURS);
+        if frame.status() != Status::Values {
+            batch.push(frame.head, Kind::Reply, &[frame.payload]);
+            continue;
+        }
+        for value in frame.values() {
+            let (index, bytes) = value.expect(OURS);
+            batch.push_value(&frame.head, index, bytes.map(|bytes| &frame.payload[bytes]));
+        }
+    }
+}
+
+/// Keeps a batch that was read for reuse, if few are.
+#[inline]
+fn recycle(pool: &mut Vec<Batch>, mut batch: Batch) {
+    if pool.len() < POOL_BATCHES {
+        batch.clear(POOL_BYTES);
+        pool.push(batch);
+    }
+}
+
 /// What one batch of replies weighs in the average.
 const REPLY_WEIGHT: usize = 4;
 /// What is expected of replies before one has come.
@@ -91,7 +192,7 @@ const FEW_IN_FLIGHT: u32 = 8;
 #[derive(Debug)]
 struct Peer {
     requests: Lane,
-    replies: Lane,
+    replies: Replies,
     incoming_requests: Consumer<Batch>,
     incoming_replies: Consumer<Batch>,
     in_flight: u32,
@@ -150,7 +251,11 @@ impl Mesh {
                 let once = "each end is taken by one core";
                 peers.push(Some(Peer {
                     requests: Lane { open: Batch::new(), ring: requests[out].0.take().expect(once) },
-                    replies: Lane { open: Batch::new(), ring: replies[out].0.take().expect(once) },
+                    replies: Replies {
+                        lane: Lane { open: Batch::new(), ring: replies[out].0.take().expect(once) },
+                        held: VecDeque::new(),
+                        held_bytes: 0,
+                    },
                     incoming_requests: requests[back].1.take().expect(once),
                     incoming_replies: replies[back].1.take().expect(once),
                     in_flight: 0,
@@ -241,7 +346,19 @@ impl Mesh {
     /// The open batch of replies to `to`.
     #[inline]
     pub fn replies(&mut self, to: CoreId) -> &mut Batch {
-        &mut self.peer(to).replies.open
+        &mut self.peer(to).replies.lane.open
+    }
+
+    /// Bytes of replies to `to` that have not been handed over. With [`REPLIES_PER_TURN`] or more that core is not to be served.
+    #[inline]
+    pub fn waiting_replies(&self, to: CoreId) -> usize {
+        self.peers[to.index()].as_ref().map_or(0, |peer| peer.replies.waiting())
+    }
+
+    /// Whether `from` is not to be served because replies to it wait for a position beyond `safe`.
+    #[inline]
+    pub fn is_gated(&self, from: CoreId, safe: u64) -> bool {
+        self.peers[from.index()].as_ref().is_some_and(|peer| peer.replies.is_gated(safe))
     }
 
     /// Next batch of replies from any sibling. Give it back with [`Mesh::recycle`].
@@ -261,7 +378,7 @@ impl Mesh {
     #[inline]
     pub fn next_requests(&mut self, from: CoreId) -> Option<Batch> {
         let peer = self.peers[from.index()].as_mut()?;
-        if peer.replies.is_full() {
+        if peer.replies.waiting() >= MAX_OPEN_BYTES {
             return None;
         }
         peer.incoming_requests.pop().ok()
@@ -274,19 +391,28 @@ impl Mesh {
 
     /// Takes a batch that was read, for reuse.
     #[inline]
-    pub fn recycle(&mut self, mut batch: Batch) {
-        if self.pool.len() < POOL_BATCHES {
-            batch.clear(POOL_BYTES);
-            self.pool.push(batch);
-        }
+    pub fn recycle(&mut self, batch: Batch) {
+        recycle(&mut self.pool, batch);
     }
 
-    /// Hands every open batch over. Returns `(batches, wake-ups)`.
+    /// Hands the open requests over, before the end of a turn. Returns `(batches, wake-ups)`.
     #[inline]
     pub fn flush(&mut self) -> (u32, u32) {
+        self.send(|peer, pool| peer.requests.flush(pool) as u32)
+    }
+
+    /// Hands the open requests over, and of the replies, the open ones of which wait for `position`, those that wait for nothing
+    /// beyond `safe`. Returns `(batches, wake-ups)`.
+    #[inline]
+    pub fn hand_over(&mut self, position: u64, safe: u64) -> (u32, u32) {
+        self.send(|peer, pool| peer.replies.flush(position, safe, pool) + peer.requests.flush(pool) as u32)
+    }
+
+    #[inline]
+    fn send(&mut self, flush: impl Fn(&mut Peer, &mut Vec<Batch>) -> u32) -> (u32, u32) {
         let (mut batches, mut wakes) = (0, 0);
         for peer in self.peers.iter_mut().flatten() {
-            let sent = peer.replies.flush(&mut self.pool) as u32 + peer.requests.flush(&mut self.pool) as u32;
+            let sent = flush(peer, &mut self.pool);
             if sent > 0 {
                 batches += sent;
                 wakes += peer.signal.wake() as u32;
@@ -295,14 +421,16 @@ impl Mesh {
         (batches, wakes)
     }
 
-    /// Whether something arrived, or something open waits for room in a lane.
+    /// Whether something arrived that can be taken, or something waits for room in a lane. What waits for a position beyond `safe`,
+    /// and requests that cannot be served before that has left, are none: who moves the position wakes the core.
     #[inline]
-    pub fn has_work(&self) -> bool {
+    pub fn has_work(&self, safe: u64) -> bool {
         self.peers.iter().flatten().any(|p| {
-            !p.incoming_requests.is_empty()
-                || !p.incoming_replies.is_empty()
+            !p.incoming_replies.is_empty()
                 || !p.requests.open.is_empty()
-                || !p.replies.open.is_empty()
+                || !p.replies.lane.open.is_empty()
+                || !p.replies.held.is_empty() && !p.replies.is_held(safe)
+                || !p.incoming_requests.is_empty() && !p.replies.is_gated(safe)
         })
     }
 
@@ -315,7 +443,6 @@ impl Mesh {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Status;
     use rustix::event::{EventfdFlags, eventfd};
 
     fn mesh(n: usize) -> Vec<Mesh> {
@@ -347,9 +474,9 @@ mod tests {
             let to = CoreId(1 + (slot % 2) as u16);
             cores[0].request(to, Head { slot, ..Head::default() }, Kind::Get, &[b"k"]).unwrap();
         }
-        assert_eq!(cores[0].flush().0, 2);
+        assert_eq!(cores[0].hand_over(0, 0).0, 2);
         assert_eq!((serve(&mut cores[1]), serve(&mut cores[2])), (50, 50));
-        assert_eq!((cores[1].flush().0, cores[2].flush().0), (1, 1));
+        assert_eq!((cores[1].hand_over(0, 0).0, cores[2].hand_over(0, 0).0), (1, 1));
         let mut answers = 0;
         while let Some((_, batch)) = cores[0].next_replies() {
             answers += batch.len();
@@ -397,7 +524,184 @@ mod tests {
                     cores[me].recycle(batch);
                 }
                 serve(&mut cores[me]);
-                cores[me].flush();
+                cores[me].hand_over(0, 0);
+            }
+        }
+    }
+
+    const ONE: CoreId = CoreId(1);
+    const ZERO: CoreId = CoreId(0);
+
+    /// Slots of the replies that have arrived at `mesh`, in order.
+    fn arrived(mesh: &mut Mesh) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while let Some((_, batch)) = mesh.next_replies() {
+            slots.extend(batch.frames().map(|frame| frame.unwrap().head.slot));
+            mesh.recycle(batch);
+        }
+        slots
+    }
+
+    /// Has core 0 ask core 1, which serves and ends its turn at `position`, with its log on disk up to `safe`.
+    fn ask(cores: &mut [Mesh], slots: std::ops::Range<u32>, position: u64, safe: u64) {
+        for slot in slots {
+            cores[0].request(ONE, Head { slot, ..Head::default() }, Kind::Get, &[b"k"]).unwrap();
+        }
+        cores[0].hand_over(0, 0);
+        serve(&mut cores[1]);
+        cores[1].hand_over(position, safe);
+    }
+
+    #[test]
+    fn replies_wait_for_their_position_and_keep_their_order() {
+        let mut cores = mesh(2);
+        ask(&mut cores, 0..3, 0, 0);
+        assert_eq!(arrived(&mut cores[0]), [0, 1, 2]);
+        ask(&mut cores, 3..5, 10, 0);
+        ask(&mut cores, 5..6, 20, 0);
+        ask(&mut cores, 6..7, 20, 9);
+        assert!(arrived(&mut cores[0]).is_empty());
+        assert_eq!(cores[1].peer(ZERO).replies.held.len(), 2, "those of one position are one batch");
+        // What is said with the oldest released, and the rest not.
+        ask(&mut cores, 7..8, 30, 10);
+        assert_eq!(arrived(&mut cores[0]), [3, 4]);
+        // The gate has opened: what comes now leaves behind what was held.
+        ask(&mut cores, 8..9, 30, 30);
+        assert_eq!(arrived(&mut cores[0]), [5, 6, 7, 8]);
+        assert_eq!((cores[0].in_flight(), cores[1].waiting_replies(ZERO)), (0, 0));
+    }
+
+    #[test]
+    fn requests_are_not_held() {
+        let mut cores = mesh(2);
+        let request = |mesh: &mut Mesh| mesh.request(ONE, Head::default(), Kind::Get, &[b"k"]).unwrap();
+        // In the middle of a turn nobody knows yet what the replies wait for.
+        request(&mut cores[0]);
+        cores[0].replies(ONE).push_reply(&Head::default(), Status::Done, 0, b"");
+        assert_eq!(cores[0].flush().0, 1);
+        assert_eq!(serve(&mut cores[1]), 1);
+        assert!(arrived(&mut cores[1]).is_empty());
+        // At its end the gate is shut.
+        request(&mut cores[0]);
+        assert_eq!(cores[0].hand_over(1, 0).0, 1);
+        assert_eq!(serve(&mut cores[1]), 1);
+        assert!(arrived(&mut cores[1]).is_empty());
+        cores[0].hand_over(1, 1);
+        assert_eq!(arrived(&mut cores[1]), [0]);
+    }
+
+    #[test]
+    fn what_is_held_is_no_work_and_what_passes_is() {
+        let mut cores = mesh(2);
+        ask(&mut cores, 0..1, 10, 9);
+        assert!(!cores[1].has_work(9) && cores[1].has_work(10));
+        cores[1].hand_over(10, 10);
+        assert!(!cores[1].has_work(10));
+        arrived(&mut cores[0]);
+
+        // More batches than the lane takes: those that pass wait for room, which is work.
+        for turn in 0..=LANE_BATCHES as u32 {
+            ask(&mut cores, turn..turn + 1, 11 + u64::from(turn), 10);
+        }
+        assert!(!cores[1].has_work(10));
+        let last = 11 + LANE_BATCHES as u64;
+        assert_eq!(cores[1].hand_over(last, last).0, LANE_BATCHES as u32);
+        assert!(cores[1].has_work(last));
+        let mut slots = arrived(&mut cores[0]);
+        cores[1].hand_over(last, last);
+        assert!(!cores[1].has_work(last));
+        slots.extend(arrived(&mut cores[0]));
+        assert!(slots.into_iter().eq(0..=LANE_BATCHES as u32));
+    }
+
+    #[test]
+    fn held_replies_count_against_the_bound_and_stop_the_serving() {
+        let mut cores = mesh(2);
+        let value = vec![7; REPLIES_PER_TURN / 4];
+        let mut served = 0;
+        for turn in 1..100 {
+            cores[0].request(ONE, Head::default(), Kind::Get, &[b"k"]).unwrap();
+            cores[0].hand_over(0, 0);
+            if cores[1].waiting_replies(ZERO) < REPLIES_PER_TURN {
+                let batch = cores[1].next_requests(ZERO).expect("one was sent");
+                for frame in batch.frames() {
+                    cores[1].replies(ZERO).push_reply(&frame.unwrap().head, Status::Value, 0, &value);
+                    served += 1;
+                }
+            }
+            cores[1].hand_over(turn, 0);
+        }
+        assert_eq!(served, 4);
+        // Requests wait, but there is nothing to do until the gate moves.
+        assert!(cores[1].is_gated(ZERO, 0) && !cores[1].has_work(0));
+        assert!(!cores[1].is_gated(ZERO, 1) && cores[1].has_work(1));
+        // Without the bound of a turn the one on all that is open holds.
+        for _ in 0..MAX_OPEN_BYTES / value.len() {
+            cores[1].replies(ZERO).push_reply(&Head::default(), Status::Value, 0, &value);
+            cores[1].hand_over(100, 0);
+        }
+        assert!(cores[1].next_requests(ZERO).is_none());
+        let before = cores[1].waiting_replies(ZERO);
+        let left = cores[1].hand_over(100, 100).0 as usize;
+        assert_eq!(left, LANE_BATCHES);
+        assert!(cores[1].waiting_replies(ZERO) <= before - left * value.len());
+        assert!(cores[1].next_requests(ZERO).is_some());
+    }
+
+    #[test]
+    fn joined_replies_are_those_that_were_said() {
+        let (mut first, mut second) = (Batch::new(), Batch::new());
+        let head = |slot| Head { conn: 7, slot, index: 3, ..Head::default() };
+        first.push_reply(&head(1), Status::Integer, -5, b"");
+        first.push_value(&head(2), 0, Some(b"zero"));
+        second.push_value(&head(2), 1, None);
+        second.push_value(&head(2), 2, Some(b""));
+        second.push_reply(&head(4), Status::Value, 0, b"value");
+        let said = |batches: &[&Batch]| {
+            let mut said = Vec::new();
+            for frame in batches.iter().flat_map(|batch| batch.frames()).map(Result::unwrap) {
+                let (head, payload) = (frame.head, frame.payload);
+                if frame.status() == Status::Values {
+                    for (index, bytes) in frame.values().map(Result::unwrap) {
+                        said.push((head.conn, head.slot, index, 0, bytes.map(|at| payload[at].to_vec())));
+                    }
+                } else {
+                    said.push((head.conn, head.slot, head.index, head.aux, Some(payload.to_vec())));
+                }
+            }
+            said
+        };
+        let (expected, answers) = (said(&[&first, &second]), first.len() + second.len());
+        join(&mut first, &second);
+        assert_eq!((said(&[&first]), first.len()), (expected, answers));
+    }
+
+    /// As above, while both logs reach the disk only now and then.
+    #[test]
+    fn two_cores_that_flood_each_other_and_wait_for_disks_do_not_deadlock() {
+        let mut cores = mesh(2);
+        let goal = 3 * MAX_IN_FLIGHT as usize;
+        let (mut sent, mut answered) = ([0usize; 2], [0usize; 2]);
+        // A sync covers what was noted when it began, which is when the one before it passed.
+        let (mut noted, mut syncing, mut safe) = ([0u64; 2], [0u64; 2], [0u64; 2]);
+        let mut turns = 0u64;
+        while answered != [goal, goal] {
+            turns += 1;
+            assert!(turns < 100_000, "no progress: sent {sent:?}, answered {answered:?}");
+            for me in 0..2 {
+                let other = CoreId(1 - me as u16);
+                while sent[me] < goal && cores[me].request(other, Head::default(), Kind::Get, &[b"k"]).is_ok() {
+                    sent[me] += 1;
+                }
+                while let Some((_, batch)) = cores[me].next_replies() {
+                    answered[me] += batch.len();
+                    cores[me].recycle(batch);
+                }
+                noted[me] += u64::from(serve(&mut cores[me]) > 0);
+                if turns.is_multiple_of(3 + me as u64) {
+                    (safe[me], syncing[me]) = (syncing[me], noted[me]);
+                }
+                cores[me].hand_over(noted[me], safe[me]);
             }
         }
     }

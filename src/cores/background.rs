@@ -1,5 +1,5 @@
-//! Work that can wait: active expiry, freeing what FLUSHALL dropped, clients that are silent for too long. In a task
-//! queue with few shares.
+//! Work that can wait: active expiry, freeing what FLUSHALL dropped, clients that are silent for too long, snapshots. In a
+//! task queue with few shares.
 //!
 //! A slice looks at a bounded number of entries and yields; the executor gives this queue a small part of the core when
 //! there is foreground work and all of it when there is none.
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use glommio::{Latency, Shares};
 
-use super::CoreRc;
+use super::{CoreRc, keep};
 use crate::handle::unix_ms;
 
 /// Pause between two sweeps when the last one found nothing to do.
@@ -34,6 +34,7 @@ pub(crate) fn start(core: &CoreRc) {
                     if core.stopping.get() {
                         return;
                     }
+                    keep::attend(&core, queue);
                     {
                         let state = &mut *core.state.borrow_mut();
                         let freeing = state.store.reclaim(SLICE_ENTRIES);

@@ -14,6 +14,10 @@
 //! A session that cannot go on is tried again when what it waits for has moved: output when some was sent, answers when
 //! one came, room in a lane every turn.
 //!
+//! Replies leave as far as the core's [`Gate`] lets them; the rest stays in `out`, counts as output like any other, and is looked
+//! at again when the gate has moved. So a connection that ends still gets what waits, and one that is gone takes it along.
+//! Pages of HTTP wait for nothing: a probe is answered while a disk hangs.
+//!
 //! Not here: what commands mean (the session), what the pages of HTTP show (`http`).
 
 use std::collections::VecDeque;
@@ -36,6 +40,7 @@ use gridkv_net::ring::{ConnId, Event, ListenerId, Ring, RingConfig, RingPort};
 use gridkv_net::session::{Answer, Limits, Session};
 
 use super::backplane::Plane;
+use super::gate::{Gate, Held};
 use super::launch::Seat;
 use super::{Core, CoreRc, Counted, serve};
 use crate::metrics::NodeMetrics;
@@ -98,6 +103,10 @@ struct Conn {
     page: bool,
     /// Replies that are not yet handed to the kernel.
     out: Vec<u8>,
+    /// What of `out` may not leave yet.
+    gated: Held,
+    /// On the list of those that wait for the gate.
+    waits: bool,
     spare: Vec<u8>,
     /// On the list of connections to flush.
     marked: bool,
@@ -133,6 +142,10 @@ struct Table {
     marked: Vec<ConnId>,
     /// Sessions that wait for room in a lane.
     stalled: Vec<ConnId>,
+    /// Connections with output that waits for the gate.
+    waiting: Vec<ConnId>,
+    /// Where the gate was when these were last looked at.
+    safe: u64,
     /// Bytes of output that this core holds.
     unsent: usize,
     made: VecDeque<Made>,
@@ -201,6 +214,8 @@ impl Connections {
             conns: Vec::new(),
             marked: Vec::new(),
             stalled: Vec::new(),
+            waiting: Vec::new(),
+            safe: 0,
             unsent: 0,
             made: VecDeque::new(),
             resp: None,
@@ -213,7 +228,8 @@ impl Connections {
             fed_since: None,
         };
         let mut connections = Connections { ring, table, links: None };
-        if seat.config.cluster.is_none() {
+        // Others listen when the whole node is ready for clients.
+        if seat.config.cluster.is_none() && seat.config.data.is_none() {
             connections.listen(seat.resp, seat.http)?;
         }
         Ok(connections)
@@ -288,10 +304,10 @@ impl Connections {
         handled > 0
     }
 
-    /// Finishes a turn: tries stalled sessions again, hands output to the kernel.
-    pub(super) fn flush(&mut self, core: &Rc<Core>, look: bool) -> bool {
-        let Connections { ring, table, links } = self;
-        let mut work = !table.made.is_empty();
+    /// The last part of a turn in which sessions run: takes the answers that tasks have made, tries stalled sessions again.
+    pub(super) fn resume(&mut self, core: &Rc<Core>) -> bool {
+        let Connections { ring, table, .. } = self;
+        let work = !table.made.is_empty();
         while let Some(Made { conn, slot, bytes }) = table.made.pop_front() {
             table.on_made(core, conn, slot, bytes);
         }
@@ -309,10 +325,18 @@ impl Connections {
             let conn = table.marked[at];
             table.try_again(core, &mut ring.port(), conn);
         }
-        work |= !table.marked.is_empty();
+        work
+    }
+
+    /// Hands the output that may leave to the kernel, and what there is for other nodes to the links.
+    pub(super) fn flush(&mut self, core: &Rc<Core>, look: bool) -> bool {
+        let Connections { ring, table, links } = self;
+        let gate = core.state.borrow().gate;
+        table.look_at_gate(&gate);
+        let work = !table.marked.is_empty();
         let mut marked = std::mem::take(&mut table.marked);
         for conn in marked.drain(..) {
-            table.send(core, ring, conn);
+            table.send(core, ring, conn, &gate);
         }
         table.marked = marked;
         if table.fed > 0 {
@@ -326,6 +350,13 @@ impl Connections {
         }
         // What was queued goes to the kernel with the next turn's system call, which follows at once.
         work
+    }
+
+    /// Gives the kernel what was queued, when no turn follows. What the sockets have is lost.
+    pub(super) fn submit(&mut self) {
+        if let Err(error) = self.ring.turn(&mut |_, _| {}) {
+            tracing::warn!(%error, "the last replies of a core did not leave");
+        }
     }
 
     /// Takes the answer of a sibling.
@@ -617,16 +648,50 @@ impl Table {
         mark(&mut self.marked, conn);
     }
 
-    /// Hands a connection's output to the kernel, or ends the connection when there is nothing more to come.
+    /// Marks the connections some of whose output the gate has let go.
     #[inline]
-    fn send(&mut self, core: &CoreRc, ring: &mut Ring, id: ConnId) {
+    fn look_at_gate(&mut self, gate: &Gate) {
+        if self.waiting.is_empty() || self.safe == gate.safe() {
+            return;
+        }
+        self.safe = gate.safe();
+        let Table { waiting, conns, marked, .. } = self;
+        waiting.retain(|&id| {
+            let Some(conn) = live(conns, id) else { return false };
+            conn.waits = !conn.gated.passes(gate);
+            if !conn.waits {
+                mark(marked, conn);
+            }
+            conn.waits
+        });
+    }
+
+    /// Hands the output of a connection that may leave to the kernel, or ends the connection when there is nothing more to come.
+    #[inline]
+    fn send(&mut self, core: &CoreRc, ring: &mut Ring, id: ConnId, gate: &Gate) {
         let Some(conn) = live(&mut self.conns, id) else { return };
         conn.marked = false;
+        let held = !(conn.page || gate.is_open() && conn.gated.is_empty());
+        if held {
+            // Also while the kernel is sending: what is said in a later turn may have to wait for longer.
+            conn.gated.seal(gate.position(), conn.out.len());
+        }
         if ring.is_sending(id) {
             return;
         }
-        if !conn.out.is_empty() {
-            let out = std::mem::replace(&mut conn.out, std::mem::take(&mut conn.spare));
+        let leaves = if held { conn.gated.passing(gate) } else { conn.out.len() };
+        if held {
+            conn.gated.sent(leaves);
+            if !conn.gated.is_empty() && !conn.waits {
+                conn.waits = true;
+                self.waiting.push(id);
+            }
+        }
+        if leaves > 0 {
+            let mut rest = std::mem::take(&mut conn.spare);
+            rest.extend_from_slice(&conn.out[leaves..]);
+            conn.out.truncate(leaves);
+            let out = std::mem::replace(&mut conn.out, rest);
             core.state.borrow_mut().metrics.bytes_out += out.len() as u64;
             conn.sending = out.len();
             if let Err(unsent) = ring.send(id, out) {
@@ -701,6 +766,8 @@ impl Table {
             peer,
             page: !is_resp,
             out,
+            gated: Held::default(),
+            waits: false,
             spare: Vec::new(),
             marked: false,
             sending: 0,

@@ -148,6 +148,7 @@ impl CoreHandle {
         if !state.solo {
             return Err(replicated());
         }
+        self.core.kick();
         state.store.set(hash, key, value.as_ref(), 0, state.now).map(drop).map_err(Error::from)
     }
 
@@ -323,7 +324,10 @@ impl CoreHandle {
             return Err(Error::Reply(crate::cluster::NO_FLUSH.into()));
         }
         let now = state.now;
-        state.store.clear(now).map_err(Error::from)
+        let cleared = state.store.clear(now).map_err(Error::from);
+        drop(state);
+        self.core.keep();
+        cleared
     }
 
     /// A copy of this core's counters.
@@ -358,6 +362,7 @@ impl CoreHandle {
             let mut reply = serve::NativeReply::default();
             let state = &mut *self.core.state.borrow_mut();
             serve::run(&mut state.store, state.now, spec, args, &mut reply);
+            self.core.kick();
             return Ok(Reply { status: reply.status, aux: reply.aux, bytes: Bytes::from(reply.bytes) });
         }
         Ok(self.hop(owner, hash, level, Ask::Command(spec, args)).await)

@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use gridkv_engine::backend::Backend;
+use gridkv_engine::disk::{Place, Restored};
 use gridkv_engine::store::{Store, StoreConfig};
 use gridkv_net::mesh::{CoreId, Mesh};
 use gridkv_net::peer::{Identity, Links};
@@ -18,6 +19,8 @@ use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
 
 use super::connections::Connections;
+use super::gate::{Gate, Queue};
+use super::keep::Kept;
 use super::serve::Scratch;
 use super::waiters::Waiters;
 use super::{Core, State, background, watch};
@@ -56,6 +59,8 @@ pub(crate) struct Seat {
     pub(crate) clients: Arc<Clients>,
     pub(crate) facts: Arc<Facts>,
     pub(crate) cluster: Option<ClusterSeat>,
+    /// Where the node's data is kept, if it is.
+    pub(crate) place: Option<Arc<Place>>,
 }
 
 /// A core's place in a cluster.
@@ -101,8 +106,30 @@ pub(crate) fn start(
         .map_err(|error| Error::executor(id.index(), cpu, &error.to_string()))
 }
 
+/// Reads what the node kept of the core's shards.
+fn open_kept(seat: &Seat, place: &Arc<Place>, store: &mut Store) -> Result<Kept, Error> {
+    let Some(config) = &seat.config.data else { unreachable!("a place is where the configuration says") };
+    let (signal, began) = (seat.signal.clone(), Instant::now());
+    let (kept, restored) = Kept::open(place, config, store, move || signal.post())?;
+    let core = seat.id.0;
+    for (path, bytes) in &restored.torn {
+        tracing::warn!(
+            core,
+            ?path,
+            bytes,
+            "the end of a log was not written whole, and is cut off: power failed, or the disk was full"
+        );
+    }
+    let Restored { files, bytes, records, .. } = restored;
+    let keys = store.stats().keys;
+    tracing::info!(core, files, bytes, records, keys, took = ?began.elapsed(), "data was read from disk");
+    Ok(kept)
+}
+
 fn build(mut seat: Seat) -> Result<Rc<Core>, Error> {
     let backend: Box<dyn Backend> = seat.config.new_backend(&seat.store)?;
+    let mut store = Store::new(seat.store.clone(), backend);
+    let kept = seat.place.take().map(|place| open_kept(&seat, &place, &mut store)).transpose()?;
     let mut eventfds = vec![seat.eventfd.try_clone().map_err(|e| Error::os("duplicating an eventfd", e))?];
     let mut connections = match (seat.resp, seat.http) {
         (None, None) if seat.cluster.is_none() => None,
@@ -128,8 +155,11 @@ fn build(mut seat: Seat) -> Result<Rc<Core>, Error> {
     Ok(Rc::new(Core {
         id: seat.id,
         state: RefCell::new(State {
-            store: Store::new(seat.store, backend),
+            store,
             mesh: seat.mesh,
+            gate: if kept.is_some() { Gate::default() } else { Gate::open() },
+            kept,
+            foreign: Queue::default(),
             waiters: Waiters::new(),
             metrics: CoreMetrics::new(),
             scratch: Scratch::default(),

@@ -6,10 +6,14 @@
 //!   ┌─▶ 1  sockets      bytes arrive, sessions run what is local, append what is not to lanes
 //!   │   2  replies      of siblings fill the slots that wait for them
 //!   │   3  requests     of siblings are served, their replies appended to lanes
-//!   │   4  inbox        requests of foreign threads are served and answered
-//!   │   5  hand over    one batch per sibling and lane; output to sockets
-//!   └── 6  yield        other tasks run; with nothing to do for a while: sleep
+//!   │   4  inbox        requests of foreign threads are served
+//!   │   5  keep         what has changed goes to the log, where there is one
+//!   │   6  hand over    one batch per sibling and lane; output to sockets; answers to foreign threads
+//!   └── 7  yield        other tasks run; with nothing to do for a while: sleep
 //! ```
+//!
+//! What is handed over speaks of nothing that changed after 5. Replies leave as far as the log is on disk ([`gate`]); those that
+//! have to wait for it are handed over in a later turn.
 //!
 //! Invariants: `State` is borrowed only inside a turn or inside one call of a [`CoreHandle`], never across an await.
 //! Nothing here blocks but the executor's own sleep. A panic inside one request is answered as an error of that request.
@@ -20,7 +24,9 @@ pub(crate) mod background;
 mod backplane;
 pub(crate) mod connections;
 pub(crate) mod flush;
+pub(crate) mod gate;
 mod handle;
+pub(crate) mod keep;
 pub(crate) mod launch;
 pub(crate) mod serve;
 pub(crate) mod transaction;
@@ -44,7 +50,9 @@ use gridkv_net::signal::Signal;
 use gridkv_net::sleeper::Sleeper;
 
 use flush::Flushes;
+use gate::{Gate, Queue};
 pub use handle::CoreHandle;
+use keep::Kept;
 use serve::{Scratch, Serving};
 use waiters::Waiters;
 
@@ -54,7 +62,7 @@ use crate::server::Notes;
 use crate::server::latency::Monitor;
 use crate::server::settings::Settings;
 use crate::server::slowlog::Slowlog;
-use crate::topology::{Message, Topology};
+use crate::topology::{Message, ReplyTo, Topology};
 use crate::{Error, cluster};
 
 /// `Head::conn` of requests that a future of this core waits for; connections never have this number.
@@ -79,6 +87,12 @@ const IDLE_TURNS_PER_YIELD: u32 = 4;
 pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) mesh: Mesh,
+    /// The core's data on disk, where it is kept.
+    pub(crate) kept: Option<Kept>,
+    /// What of all that this core says may leave now.
+    pub(crate) gate: Gate,
+    /// Replies to foreign threads that have not left.
+    pub(crate) foreign: Queue<(Batch, ReplyTo)>,
     pub(crate) waiters: Waiters,
     pub(crate) metrics: CoreMetrics,
     pub(crate) scratch: Scratch,
@@ -110,7 +124,10 @@ impl State {
     }
 
     fn has_work(&self) -> bool {
-        self.mesh.has_work() || self.unfinished.iter().any(Option::is_some)
+        let safe = self.gate.safe();
+        let goes_on = |from: usize| !self.mesh.is_gated(CoreId(from as u16), safe);
+        self.mesh.has_work(safe)
+            || self.unfinished.iter().enumerate().any(|(from, begun)| begun.is_some() && goes_on(from))
     }
 }
 
@@ -168,6 +185,7 @@ impl Core {
         metrics.max_memory = state.store.max_memory();
         metrics.inbox_depth = self.inbox.len() as u64;
         metrics.lane_depth = state.mesh.in_flight();
+        metrics.disk = state.kept.as_ref().map(Kept::stats).unwrap_or_default();
         metrics.output_bytes = self.connections.borrow().as_ref().map_or(0, |connections| connections.output_bytes());
         metrics
     }
@@ -192,12 +210,36 @@ impl Core {
             work |= cluster::turn(self, look);
         }
         if let Some(connections) = &mut *self.connections.borrow_mut() {
+            work |= connections.resume(self);
+        }
+        self.keep();
+        self.hand_over(look, work)
+    }
+
+    /// Lets go what the gate lets pass. Returns whether this turn, which had `work`, had any.
+    fn hand_over(self: &Rc<Self>, look: bool, mut work: bool) -> bool {
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
             work |= connections.flush(self, look);
         }
         let state = &mut *self.state.borrow_mut();
-        let (batches, wakes) = state.mesh.flush();
-        state.metrics.record_turn(work || batches > 0, batches, wakes);
-        work || batches > 0
+        let gate = state.gate;
+        state.foreign.seal(gate.position());
+        while let Some((replies, to)) = state.foreign.pop(&gate) {
+            work = true;
+            to.send(replies);
+        }
+        let (batches, wakes) = state.mesh.hand_over(gate.position(), gate.safe());
+        work |= batches > 0;
+        state.metrics.record_turn(work, batches, wakes);
+        work
+    }
+
+    /// After the last turn: lets go what the gate lets pass by now. What it still holds ends with the core.
+    fn let_go(self: &Rc<Self>) {
+        self.hand_over(false, false);
+        if let Some(connections) = &mut *self.connections.borrow_mut() {
+            connections.submit();
+        }
     }
 
     fn take_replies(self: &Rc<Self>) -> bool {
@@ -225,8 +267,9 @@ impl Core {
     /// two cores of busy tasks would wait for each other in turn.
     fn attend_siblings(&self) {
         self.serve_siblings();
+        self.keep();
         let state = &mut *self.state.borrow_mut();
-        let (batches, wakes) = state.mesh.flush();
+        let (batches, wakes) = state.mesh.hand_over(state.gate.position(), state.gate.safe());
         state.metrics.record_turn(true, batches, wakes);
     }
 
@@ -235,7 +278,7 @@ impl Core {
         let state = &mut *self.state.borrow_mut();
         for from in (0..self.topology.cores() as u16).map(CoreId).filter(|&c| c != self.id) {
             for _ in 0..BATCHES_PER_TURN {
-                if state.mesh.replies(from).bytes().len() >= REPLIES_PER_TURN {
+                if state.mesh.waiting_replies(from) >= REPLIES_PER_TURN {
                     break;
                 }
                 let (requests, mark) = match state.unfinished[from.index()].take() {
@@ -297,7 +340,11 @@ impl Core {
                     replies.reserve(requests.len().min(MOST_ROOM), EXPECTED_REPLY);
                     serve::batch(&mut state.serving(), &requests, Mark::default(), usize::MAX, &mut replies);
                     state.mesh.recycle(requests);
-                    reply.send(replies);
+                    if state.gate.may_shut() {
+                        state.foreign.push((replies, reply));
+                    } else {
+                        reply.send(replies);
+                    }
                 }
                 Message::Run(f) => f(self),
             }
@@ -344,6 +391,8 @@ impl Core {
                 futures_lite::future::yield_now().await;
             }
         }
+        self.finish_log();
+        self.let_go();
     }
 
     async fn sleep(&self) {

@@ -59,8 +59,12 @@ pub(super) fn run(
         Writer::new(protocol, out).null_array();
         return Ok(());
     }
-    if store.is_full() && takes_memory(transaction.clone())? {
-        let text = format!("EXECABORT Transaction discarded because of: {}", StoreError::OutOfMemory);
+    let full = if store.is_disk_full() { Some(StoreError::DiskFull) } else { None };
+    let full = full.or_else(|| store.is_full().then_some(StoreError::OutOfMemory));
+    if let Some(why) = full
+        && takes_memory(transaction.clone())?
+    {
+        let text = format!("EXECABORT Transaction discarded because of: {why}");
         Writer::new(protocol, out).error(&text);
         return Ok(());
     }

@@ -250,8 +250,8 @@ impl Commands {
 
 /// Whether an error with that prefix says that the command did nothing at all: what Redis counts as rejected.
 pub(super) fn is_refusal(prefix: &[u8]) -> bool {
-    const REFUSALS: [&[u8]; 8] =
-        [b"OOM", b"NOAUTH", b"CROSSSLOT", b"CLUSTERDOWN", b"TRYAGAIN", b"LOADING", b"OVERLOADED", b"CLOCK"];
+    const REFUSALS: [&[u8]; 9] =
+        [b"OOM", b"MISCONF", b"NOAUTH", b"CROSSSLOT", b"CLUSTERDOWN", b"TRYAGAIN", b"LOADING", b"OVERLOADED", b"CLOCK"];
     REFUSALS.contains(&prefix)
 }
 

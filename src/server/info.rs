@@ -207,9 +207,26 @@ fn memory(to: &mut Section<'_>, host: &Host, _: &NodeMetrics, total: &CoreMetric
     to.line("mem_fragmentation_ratio", format_args!("{ratio:.2}"));
 }
 
-fn persistence(to: &mut Section<'_>, _: &Host, _: &NodeMetrics, _: &CoreMetrics) {
-    for name in ["loading", "rdb_bgsave_in_progress", "aof_enabled", "aof_rewrite_in_progress"] {
-        to.line(name, 0);
+/// In the names of Redis, whose readers know them; a snapshot here is what both of its kinds of files are.
+fn persistence(to: &mut Section<'_>, _: &Host, node: &NodeMetrics, _: &CoreMetrics) {
+    let disks = || node.cores.iter().map(|core| &core.disk);
+    let status = |good: bool| if good { "ok" } else { "err" };
+    let saving = u8::from(disks().any(|disk| disk.snapshotting));
+    let kept = disks().any(|disk| disk.kept);
+    let last = disks().map(|disk| disk.last_snapshot / 1000).min().unwrap_or_default();
+    let saved = status(!disks().any(|disk| disk.failed));
+    to.line("loading", 0);
+    to.line("rdb_bgsave_in_progress", saving);
+    to.line("rdb_last_save_time", last);
+    to.line("rdb_last_bgsave_status", saved);
+    to.line("aof_enabled", u8::from(kept));
+    to.line("aof_rewrite_in_progress", saving);
+    to.line("aof_last_bgrewrite_status", saved);
+    // A node that cannot write its log stops.
+    to.line("aof_last_write_status", "ok");
+    if kept {
+        to.line("aof_current_size", disks().map(|disk| disk.log.since_snapshot).sum::<u64>());
+        to.line("aof_base_size", disks().map(|disk| disk.log.snapshot_bytes).sum::<u64>());
     }
 }
 

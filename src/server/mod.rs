@@ -33,6 +33,7 @@ mod info;
 mod keys;
 pub(crate) mod latency;
 mod memory;
+mod saving;
 pub(crate) mod settings;
 mod slow;
 pub(crate) mod slowlog;
@@ -146,6 +147,8 @@ async fn dispatch(core: &CoreRc, caller: &Caller, spec: &'static Spec, args: &[&
         "memory|purge" => memory::purge(out),
         "scan" => keys::scan(core, args, out).await,
         "randomkey" => keys::random(core, out).await,
+        "bgsave" | "bgrewriteaof" => saving::begin(core, spec, args, out).await,
+        "lastsave" => saving::last(core, out).await,
         "role" => role(out),
         "time" => time(out),
         "wait" => wait(core, caller, args, out).await,
@@ -190,7 +193,7 @@ async fn wait(core: &CoreRc, caller: &Caller, args: &[&[u8]], out: &mut dyn Repl
     Ok(())
 }
 
-/// `SHUTDOWN`. The node keeps no files, so a shutdown that is asked to save is refused, unless it is forced.
+/// `SHUTDOWN`. A node that keeps its data on disk saves always, whatever is said; one that does not refuses to save, unless it is forced.
 fn shutdown(core: &CoreRc, args: &[&[u8]]) -> Outcome {
     let known = ["nosave", "save", "now", "force", "abort"];
     let (mut asked, rest) = ([false; 5], &args[1..]);
@@ -205,7 +208,8 @@ fn shutdown(core: &CoreRc, args: &[&[u8]]) -> Outcome {
     if abort {
         return Err("ERR No shutdown in progress.".into());
     }
-    if save && !force {
+    let keeps = core.state.borrow().kept.is_some();
+    if save && !force && !keeps {
         return Err("ERR this node keeps no files and cannot save: use SHUTDOWN NOSAVE".into());
     }
     // As in Redis, the reply is the end of the connection.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use gridkv_engine::record::MAX_VALUE_LEN;
 
-use crate::config::{Config, Limits, Secret, parse_size};
+use crate::config::{Config, DataConfig, Fsync, Limits, Secret, parse_size};
 use crate::platform;
 
 /// What is fixed when a node starts; shared by its cores.
@@ -32,6 +32,8 @@ pub(crate) struct Facts {
     pub(crate) backend: String,
     /// Whether it takes part in a cluster.
     pub(crate) in_cluster: bool,
+    /// Where and how data is kept on disk, if it is.
+    pub(crate) data: Option<DataConfig>,
     serial: AtomicU64,
 }
 
@@ -45,6 +47,7 @@ impl Facts {
             cores,
             backend: config.backend.clone(),
             in_cluster: config.cluster.is_some(),
+            data: config.data.clone(),
             serial: AtomicU64::new(0),
         }
     }
@@ -167,13 +170,20 @@ const fn changeable(name: &'static str, get: fn(&Settings) -> String, set: Set) 
 const MIN_VALUE_LIMIT: u64 = 1 << 20;
 
 /// All that `CONFIG` knows, in the order of the alphabet.
-pub(crate) static PARAMETERS: [Parameter; 19] = [
-    fixed("appendonly", |_| "no".to_owned()),
+pub(crate) static PARAMETERS: [Parameter; 21] = [
+    // Redis knows one interval, of a second.
+    fixed("appendfsync", |s| match s.facts.data.as_ref().map(|data| data.fsync) {
+        Some(Fsync::Always) => "always".to_owned(),
+        Some(Fsync::Never) => "no".to_owned(),
+        Some(Fsync::Every(_)) | None => "everysec".to_owned(),
+    }),
+    fixed("appendonly", |s| if s.facts.data.is_some() { "yes" } else { "no" }.to_owned()),
     fixed("bind", |s| s.facts.listen.map_or(String::new(), |addr| addr.ip().to_string())),
     fixed("client-query-buffer-limit", |s| s.limits.query_buffer.to_string()),
     fixed("cluster-enabled", |_| "no".to_owned()),
     fixed("daemonize", |_| "no".to_owned()),
     fixed("databases", |_| "1".to_owned()),
+    fixed("dir", |s| s.facts.data.as_ref().map_or(String::new(), |data| data.dir.display().to_string())),
     fixed("io-threads", |s| s.facts.cores.to_string()),
     changeable(
         "latency-monitor-threshold",

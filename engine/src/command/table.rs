@@ -80,7 +80,7 @@ const fn number<const N: usize>(mut rows: [Spec; N]) -> [Spec; N] {
 pub(super) static SPECS: [Spec; ROWS.len()] = number(ROWS);
 
 #[rustfmt::skip]
-const ROWS: [Spec; 135] = commands! {
+const ROWS: [Spec; 138] = commands! {
     // Connection.
     "ping" -1 "fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers PONG, or what it was sent."
     "echo" 2 "loading stale fast" (0 0 0) "connection" Session, None; "connection" "1.0.0" "O(1)" "Answers what it was sent."
@@ -142,6 +142,9 @@ const ROWS: [Spec; 135] = commands! {
     "config|rewrite" 2 "admin noscript loading stale" (0 0 0) "" Node, None; "server" "2.8.0" "O(1)" "Would write the configuration file; refused here."
     "config|help" 2 "loading stale" (0 0 0) "" Session, None; "server" "5.0.0" "O(1)" "Prints this help."
     "info" -1 "loading stale" (0 0 0) "dangerous" Node, None; "server" "1.0.0" "O(1)" "Facts and statistics of the node."
+    "bgrewriteaof" 1 "admin noscript" (0 0 0) "" Node, None; "server" "1.0.0" "O(1)" "Has each core take a snapshot, which makes its log short."
+    "bgsave" -1 "admin noscript" (0 0 0) "" Node, None; "server" "1.0.0" "O(1)" "Has each core take a snapshot, which makes its log short."
+    "lastsave" 1 "loading stale fast" (0 0 0) "admin dangerous" Node, None; "server" "1.0.0" "O(1)" "Unix time of the last snapshot, or of the start."
     "time" 1 "loading stale fast" (0 0 0) "" Node, None; "server" "2.6.0" "O(1)" "Unix time in seconds and microseconds."
     "role" 1 "noscript loading stale fast" (0 0 0) "admin dangerous" Node, None; "server" "2.8.12" "O(1)" "The role of this node in replication."
     "wait" 3 "noscript" (0 0 0) "connection" Node, None; "generic" "3.0.0" "O(1)" "Waits until replicas have this connection's writes."
