@@ -177,6 +177,9 @@ impl Log {
     /// As [`Log::sync_now`].
     pub fn close(&mut self, hlc: Hlc) -> Result<(), String> {
         self.sync_now()?;
+        if self.stats.written == 0 {
+            return Ok(());
+        }
         let end = self.file.append(&[], self.synced(), hlc);
         self.stats.written += end.map_err(|error| format!("writing {}: {error}", self.path().display()))?;
         self.sync_now()
@@ -223,6 +226,16 @@ impl Log {
         self.syncer.ask(old.file.clone(), self.stats.written);
         self.last = Some(old.file);
         self.append(&records, hlc);
+    }
+}
+
+impl Drop for Log {
+    /// A log in which nothing was written is taken away: a node that is started over and over, and refuses each time, must not
+    /// leave one for each.
+    fn drop(&mut self) {
+        if self.stats.written == 0 {
+            let _ = std::fs::remove_file(self.path());
+        }
     }
 }
 

@@ -429,6 +429,30 @@ fn what_was_not_finished_is_removed_and_the_clock_goes_on() {
     assert!(core.store.set(hash, b"k", b"w", 0, NOW).unwrap() > ahead);
 }
 
+#[test]
+fn starts_in_which_nothing_is_written_leave_nothing() {
+    let dir = Scratch::new();
+    let mut node = Node::open(&dir, 2).unwrap();
+    node.set(b"k", b"v");
+    node.keep();
+    node.cores.iter().for_each(|core| core.log.borrow_mut().close(crate::hlc::Hlc::ZERO).unwrap());
+    drop(node);
+    for cores in 1..4 {
+        assert_eq!(Node::open(&dir, cores).unwrap().held().len(), 1);
+        assert_eq!(dir.files("log").len(), 1);
+    }
+    let (log, whole) = (dir.files("log").remove(0), fs::read(dir.files("log").remove(0)).unwrap());
+    let mut bytes = whole.clone();
+    bytes[HEAD] ^= 1;
+    fs::write(&log, &bytes).unwrap();
+    for _ in 0..3 {
+        assert!(matches!(Node::open(&dir, 3), Err(DiskError::Damaged { .. })));
+        assert_eq!(dir.files("log").len(), 1);
+    }
+    fs::write(&log, &whole).unwrap();
+    assert_eq!(Node::open(&dir, 1).unwrap().held().len(), 1);
+}
+
 /// What one turn writes is much: it goes to the log on the way.
 #[test]
 fn a_turn_of_many_bytes_does_not_pile_up() {
