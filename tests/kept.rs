@@ -609,3 +609,34 @@ fn an_embedded_node_is_kept_too() {
     }
     blocking.close().unwrap();
 }
+
+/// The snapshot is given up, and the directory and the address are free again for the next node of the same process.
+#[test]
+fn a_node_is_closed_while_a_snapshot_is_taken() {
+    let directory = Directory::new();
+    let start = || {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let fsync = Fsync::Every(std::time::Duration::from_secs(1));
+        GridKv::builder().cores("1").unwrap().data(&directory.0, fsync).listen(any).start()
+    };
+    let mut given_up = false;
+    for round in 0..20 {
+        let db = start().unwrap();
+        let blocking = db.blocking();
+        let entries: Vec<_> = (0..3000).map(|n| (format!("{round}:{n}"), [b'v'; 1000])).collect();
+        blocking.set_many(&entries).unwrap();
+        let mut client = Client::connect(db.resp_addr().unwrap());
+        // An error says that one is being taken already.
+        client.call(&["BGSAVE"]);
+        blocking.close().unwrap();
+        drop(db);
+        let snapshots = fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().path());
+        let mut snapshots = snapshots.filter(|path| path.extension().is_some_and(|kind| kind == "snapshot"));
+        given_up |= snapshots.next().is_none();
+    }
+    assert!(given_up, "each snapshot was through before the node was closed");
+    let db = start().unwrap();
+    assert_eq!(db.blocking().get("19:2999").unwrap().as_deref(), Some(&[b'v'; 1000][..]));
+    assert_eq!(db.blocking().get("0:0").unwrap().as_deref(), Some(&[b'v'; 1000][..]));
+    db.blocking().close().unwrap();
+}

@@ -329,6 +329,11 @@ impl Journal {
         self.spill = Some(Box::new(spill));
     }
 
+    /// Nothing is noted from now on, and whoever kept it is let go.
+    pub fn stop(&mut self) {
+        *self = Journal::default();
+    }
+
     /// Whether something was noted that nobody has taken.
     #[inline]
     pub fn is_empty(&self) -> bool {

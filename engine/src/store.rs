@@ -748,7 +748,7 @@ impl Store {
     /// Changes when an entry expires; 0 = never. False when there is no such key.
     ///
     /// # Errors
-    /// [`StoreError::Backend`].
+    /// [`StoreError::DiskFull`], [`StoreError::Backend`].
     pub fn set_expiry(
         &mut self,
         hash: KeyHash,
@@ -758,6 +758,10 @@ impl Store {
     ) -> Result<bool, StoreError> {
         if !self.exists(hash, key, now) {
             return Ok(false);
+        }
+        if self.disk_full {
+            self.stats.refused += 1;
+            return Err(StoreError::DiskFull);
         }
         let shard = self.shard_of(hash);
         let meta = Meta { version: self.clock.tick(now), expires_at, tombstone: false };

@@ -98,10 +98,10 @@ impl Kept {
     pub(super) fn keep(&mut self, store: &mut Store, gate: &mut Gate, topology: &Topology) {
         let hlc = store.last_hlc();
         let Some(journal) = store.journal() else { return };
-        if journal.is_empty() && gate.is_open() && self.fsync != Fsync::Always {
+        // The log may have grown, or failed, in the middle of the turn, and nothing be left to append.
+        if journal.is_empty() && gate.is_open() && self.fsync != Fsync::Always && !self.log.borrow().has_failed() {
             return;
         }
-        // With `always` the log may have grown in the middle of the turn, and nothing be left to append.
         let log = &mut *self.log.borrow_mut();
         journal.take(|records| log.append(records, hlc));
         if self.fsync == Fsync::Always {
@@ -205,12 +205,20 @@ impl Core {
         }
     }
 
-    /// After the last turn: everything is on disk.
-    pub(super) fn finish_log(&self) {
+    /// After the last turn: everything is on disk. A snapshot under way is given up first.
+    pub(super) async fn finish_log(&self) {
+        while self.state.borrow().kept.as_ref().is_some_and(|kept| kept.snapshotting) {
+            glommio::timer::sleep(FOR_THE_DISK).await;
+        }
         self.keep();
         let state = &mut *self.state.borrow_mut();
         if let Some(kept) = &mut state.kept {
             kept.finish(state.store.last_hlc(), &mut state.gate, &self.topology);
+        }
+        // The directory is let go, even if a task of the application keeps the core.
+        state.kept = None;
+        if let Some(journal) = state.store.journal() {
+            journal.stop();
         }
     }
 }
@@ -222,7 +230,7 @@ pub(super) fn attend(core: &CoreRc, queue: TaskQueueHandle) {
     let memory = state.store.memory_bytes() as u64;
     let Some(kept) = &mut state.kept else { return };
     kept.attend(&mut state.store, &mut state.gate, &core.topology);
-    if !kept.snapshotting && kept.needs_snapshot(memory) && !core.stopping() {
+    if !kept.snapshotting && !state.store.is_disk_full() && kept.needs_snapshot(memory) && !core.stopping() {
         (kept.wanted, kept.snapshotting) = (false, true);
         glommio::spawn_local_into(run_snapshot(core.clone()), queue)
             .expect("the queue lives as long as the core")
@@ -245,7 +253,7 @@ async fn run_snapshot(core: CoreRc) {
         }
         Ok(None) => {}
         Err(why) => {
-            kept.last_failed = true;
+            (kept.wanted, kept.last_failed) = (true, true);
             kept.not_before = Some(Instant::now() + AFTER_FAILURE);
             tracing::error!(
                 core = core.id.0,

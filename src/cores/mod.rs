@@ -391,7 +391,7 @@ impl Core {
                 futures_lite::future::yield_now().await;
             }
         }
-        self.finish_log();
+        self.finish_log().await;
         self.let_go();
     }
 

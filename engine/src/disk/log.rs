@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use super::names::{Kind, Name};
@@ -158,11 +158,8 @@ impl Log {
     /// What failed, now or before.
     pub fn sync_now(&mut self) -> Result<(), String> {
         let mut files = self.last.iter().chain([&self.file.file]);
-        if self.failure.is_none()
-            && let Err(error) = files.try_for_each(|file| file.sync_data())
-        {
-            self.failure = Some(format!("syncing {}: {error}", self.path().display()));
-        }
+        let synced = files.try_for_each(|file| self.syncer.shared.sync(file));
+        debug_assert!(synced.is_ok() || self.has_failed());
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
@@ -183,6 +180,12 @@ impl Log {
         let end = self.file.append(&[], self.synced(), hlc);
         self.stats.written += end.map_err(|error| format!("writing {}: {error}", self.path().display()))?;
         self.sync_now()
+    }
+
+    /// Whether the log is of no use any more.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_some() || self.syncer.shared.failure.get().is_some()
     }
 
     /// Why the log is of no use any more, if so. What was appended since the last sync may be lost.
@@ -258,12 +261,18 @@ struct Job {
 pub(super) struct Shared {
     synced: AtomicU64,
     failure: OnceLock<String>,
+    /// Held while a file is synced: the operating system tells an error once, to whoever asks first.
+    syncing: Mutex<()>,
 }
 
 impl Shared {
     /// Syncs a file of the log. An error ends the log: what failed to be synced may be lost, and a later sync that succeeds would not
     /// say so.
     pub(super) fn sync(&self, file: &File) -> io::Result<()> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = self.failure.get() {
+            return Err(io::Error::other(why.clone()));
+        }
         file.sync_data().inspect_err(|error| {
             let _ = self.failure.set(format!("syncing the log: {error}"));
         })

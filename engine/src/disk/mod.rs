@@ -193,7 +193,8 @@ impl Place {
         let entries = fs::read_dir(&self.dir).map_err(DiskError::io("reading", &self.dir))?;
         for entry in entries {
             let path = entry.map_err(DiskError::io("reading", &self.dir))?.path();
-            if path.extension().is_some_and(|extension| extension == "new") {
+            let stem = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".new"));
+            if stem.is_some_and(|stem| stem == "layout" || Name::parse(stem).is_some()) {
                 fs::remove_file(&path).map_err(DiskError::io("removing", &path))?;
             }
         }

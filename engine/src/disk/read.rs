@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -76,8 +76,11 @@ impl Reading<'_> {
         let path = frames.path.clone();
         let (mut entries, mut end) = (0, None);
         let mut is_first = true;
+        let (mut vouched, mut closed) = (HEAD as u64, false);
         while let Some((frame, records)) = frames.next()? {
             self.hlc = self.hlc.max(frame.hlc);
+            vouched = vouched.max(frame.synced);
+            closed = frame.len == 0 && frame.synced == frame.position;
             let damaged = |why: String| DiskError::damaged(&path, frame.position, why);
             for change in Changes::new(records) {
                 let change = change.map_err(|error| damaged(error.to_string()))?;
@@ -87,7 +90,7 @@ impl Reading<'_> {
                     && !self.follows(name, length, &path)?
                 {
                     // What came before it is gone, and so is this.
-                    return self.cut(&frames, name, HEAD as u64);
+                    return self.settle(&frames, name, HEAD as u64, HEAD as u64);
                 }
                 if let Change::End { entries } = change {
                     end = Some(entries);
@@ -104,7 +107,11 @@ impl Reading<'_> {
         self.restored.bytes += frames.position;
         if name.kind == Kind::Log {
             self.restored.log_bytes += frames.position;
-            return self.cut(&frames, name, frames.position);
+            if closed && frames.position == frames.len {
+                self.lengths.insert((name.age(), name.first), frames.position);
+                return Ok(());
+            }
+            return self.settle(&frames, name, vouched, frames.position);
         }
         if frames.position < frames.len || end != Some(entries) {
             return Err(DiskError::damaged(&path, frames.position, "it is not whole, though it has got its name"));
@@ -121,27 +128,45 @@ impl Reading<'_> {
         }
     }
 
-    /// Cuts off what follows `to` in a log, if something does and it may be missing by right.
-    fn cut(&mut self, frames: &Frames, name: &Name, to: u64) -> Result<(), DiskError> {
+    /// Has on disk what was read of a log, which ends at `to`, and says so at its end.
+    ///
+    /// What follows is cut off, if it may be missing by right. A process that was killed left what it wrote last to the operating system, and
+    /// after a sync that failed memory has what the disk has not: so what nobody vouches for, from `vouched` on, is written
+    /// again where it is. Then an empty frame says that all of it is on disk. Cores that have shards of the same log come one after
+    /// the other, and the first does it.
+    fn settle(&mut self, frames: &Frames, name: &Name, vouched: u64, to: u64) -> Result<(), DiskError> {
         self.lengths.insert((name.age(), name.first), to);
-        if frames.len == to {
-            // A process that was killed may have left it to the operating system: what is shown from now on is on disk.
-            return frames.file.get_ref().sync_data().map_err(DiskError::io("syncing", &frames.path));
-        }
         let _one = self.place.shortening.lock().unwrap_or_else(PoisonError::into_inner);
         let len = frames.file.get_ref().metadata().map_err(DiskError::io("reading", &frames.path))?.len();
-        if len <= to {
-            // Another core has some of its shards, too.
-            return Ok(());
+        let file = File::options().read(true).write(true).open(&frames.path);
+        let file = file.map_err(DiskError::io("opening", &frames.path))?;
+        let end = Frame::new(&[], to, to, self.hlc, frames.salt);
+        if len > to {
+            if frames.is_closed(to, len)? {
+                return Ok(());
+            }
+            if let Some(position) = frames.synced_beyond(to, len)? {
+                let why =
+                    format!("what is there cannot be read, though the frame at {position} says that it was on disk");
+                return Err(DiskError::damaged(&frames.path, to, why));
+            }
+            file.set_len(to).map_err(DiskError::io("shortening", &frames.path))?;
+            self.restored.torn.push((frames.path.clone(), len - to));
         }
-        if let Some(position) = frames.synced_beyond(to)? {
-            let why = format!("what is there cannot be read, though the frame at {position} says that it was on disk");
-            return Err(DiskError::damaged(&frames.path, to, why));
-        }
-        let file = File::options().write(true).open(&frames.path).map_err(DiskError::io("opening", &frames.path))?;
-        file.set_len(to).and_then(|()| file.sync_all()).map_err(DiskError::io("shortening", &frames.path))?;
-        self.restored.torn.push((frames.path.clone(), frames.len - to));
-        Ok(())
+        let again = || -> io::Result<()> {
+            let mut bytes = vec![0; BUFFER];
+            let mut at = vouched;
+            while at < to {
+                let here = &mut bytes[..(to - at).min(BUFFER as u64) as usize];
+                file.read_exact_at(here, at)?;
+                file.write_all_at(here, at)?;
+                at += here.len() as u64;
+            }
+            file.sync_all()?;
+            file.write_all_at(&end.to_bytes(), to)?;
+            file.sync_data()
+        };
+        again().map_err(DiskError::io("syncing", &frames.path))
     }
 }
 
@@ -216,21 +241,33 @@ impl Frames {
         Ok(Some((frame, &self.records)))
     }
 
-    /// Where a whole frame behind `position` begins which says that the file was on disk beyond `position`.
-    fn synced_beyond(&self, position: u64) -> Result<Option<u64>, DiskError> {
+    /// Whether a file of that length ends with a frame at `position` that says that all before it is on disk.
+    fn is_closed(&self, position: u64, len: u64) -> Result<bool, DiskError> {
+        if len != position + FRAME_HEAD as u64 {
+            return Ok(false);
+        }
+        let mut head = [0; FRAME_HEAD];
+        let read = self.file.get_ref().read_exact_at(&mut head, position);
+        read.map_err(DiskError::io("reading", &self.path))?;
+        let frame = Frame::from_bytes(&head, position);
+        Ok(frame.is_some_and(|frame| frame.synced == position && frame.covers(&[], self.salt)))
+    }
+
+    /// Where a whole frame behind `position` begins, in a file of that length, which says that the file was on disk beyond `position`.
+    fn synced_beyond(&self, position: u64, len: u64) -> Result<Option<u64>, DiskError> {
         let file = self.file.get_ref();
         let read_at =
             |bytes: &mut [u8], at| file.read_exact_at(bytes, at).map_err(DiskError::io("reading", &self.path));
         let finder = memmem::Finder::new(&FRAME_MAGIC);
         let mut window = vec![0; BUFFER];
         let mut at = position;
-        while at + FRAME_HEAD as u64 <= self.len {
-            let here = (self.len - at).min(BUFFER as u64) as usize;
+        while at + FRAME_HEAD as u64 <= len {
+            let here = (len - at).min(BUFFER as u64) as usize;
             read_at(&mut window[..here], at)?;
             for found in finder.find_iter(&window[..here]) {
                 let begin = at + found as u64;
                 let mut head = [0; FRAME_HEAD];
-                if begin + FRAME_HEAD as u64 > self.len {
+                if begin + FRAME_HEAD as u64 > len {
                     break;
                 }
                 read_at(&mut head, begin)?;
@@ -238,7 +275,7 @@ impl Frames {
                     continue;
                 };
                 let from = begin + FRAME_HEAD as u64;
-                if u64::from(frame.len) > self.len - from {
+                if u64::from(frame.len) > len - from {
                     continue;
                 }
                 let mut records = vec![0; frame.len as usize];
