@@ -144,7 +144,7 @@ impl Log {
 
     /// Has what was appended synced, unless that is under way: then this is to be called again when it has ended.
     pub fn sync(&mut self) {
-        if self.asked > self.synced() || self.asked == self.stats.written || self.failure().is_some() {
+        if self.asked > self.synced() || self.asked == self.stats.written || self.has_failed() {
             return;
         }
         self.asked = self.stats.written;

@@ -59,7 +59,8 @@ struct Reading<'a> {
     newest: Newest<'a>,
     store: &'a mut Store,
     hlc: Hlc,
-    /// How long the logs are that were read, without what was cut off.
+    /// Where the last change of each log ends that was read. An empty frame that a start put behind it does not count: the log that goes on
+    /// from there does not know of it.
     lengths: BTreeMap<(Age, u16), u64>,
     restored: Restored,
 }
@@ -77,10 +78,12 @@ impl Reading<'_> {
         let (mut entries, mut end) = (0, None);
         let mut is_first = true;
         let (mut vouched, mut closed) = (HEAD as u64, false);
+        self.lengths.insert((name.age(), name.first), HEAD as u64);
         while let Some((frame, records)) = frames.next()? {
             self.hlc = self.hlc.max(frame.hlc);
             vouched = vouched.max(frame.synced);
             closed = frame.len == 0 && frame.synced == frame.position;
+            let end_of_frame = frame.position + FRAME_HEAD as u64 + u64::from(frame.len);
             let damaged = |why: String| DiskError::damaged(&path, frame.position, why);
             for change in Changes::new(records) {
                 let change = change.map_err(|error| damaged(error.to_string()))?;
@@ -90,12 +93,13 @@ impl Reading<'_> {
                     && !self.follows(name, length, &path)?
                 {
                     // What came before it is gone, and so is this.
-                    return self.settle(&frames, name, HEAD as u64, HEAD as u64);
+                    return self.settle(&frames, HEAD as u64, HEAD as u64);
                 }
                 if let Change::End { entries } = change {
                     end = Some(entries);
                 }
                 is_first = false;
+                self.lengths.insert((name.age(), name.first), end_of_frame);
                 entries += u64::from(matches!(change, Change::Put { .. }));
                 if wanted.binary_search(&shard_of(self.place.keyspace, &change)).is_ok() {
                     self.store.restore(change).map_err(|error| damaged(format!("a record was not taken: {error}")))?;
@@ -108,10 +112,9 @@ impl Reading<'_> {
         if name.kind == Kind::Log {
             self.restored.log_bytes += frames.position;
             if closed && frames.position == frames.len {
-                self.lengths.insert((name.age(), name.first), frames.position);
                 return Ok(());
             }
-            return self.settle(&frames, name, vouched, frames.position);
+            return self.settle(&frames, vouched, frames.position);
         }
         if frames.position < frames.len || end != Some(entries) {
             return Err(DiskError::damaged(&path, frames.position, "it is not whole, though it has got its name"));
@@ -134,8 +137,7 @@ impl Reading<'_> {
     /// after a sync that failed memory has what the disk has not: so what nobody vouches for, from `vouched` on, is written
     /// again where it is. Then an empty frame says that all of it is on disk. Cores that have shards of the same log come one after
     /// the other, and the first does it.
-    fn settle(&mut self, frames: &Frames, name: &Name, vouched: u64, to: u64) -> Result<(), DiskError> {
-        self.lengths.insert((name.age(), name.first), to);
+    fn settle(&mut self, frames: &Frames, vouched: u64, to: u64) -> Result<(), DiskError> {
         let _one = self.place.shortening.lock().unwrap_or_else(PoisonError::into_inner);
         let len = frames.file.get_ref().metadata().map_err(DiskError::io("reading", &frames.path))?.len();
         let file = File::options().read(true).write(true).open(&frames.path);
